@@ -1,0 +1,1 @@
+"""The shared leaf: what every process of the cluster knows. Imports nothing else of ours."""

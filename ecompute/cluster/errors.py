@@ -1,0 +1,178 @@
+"""Every error that a person or a program may meet, as one tree.
+
+::
+
+    CloudError
+     ├─ InvalidInput            what was asked cannot be meant; exit status 2
+     │   ├─ InvalidConfig
+     │   └─ InvalidImage
+     ├─ NotFound
+     ├─ Ambiguous
+     ├─ Conflict                somebody else was first
+     │   ├─ CompareFailed       a transaction of the store whose comparisons did not hold
+     │   └─ AddressTaken
+     ├─ NoRoom                  placement has no allocation for it
+     ├─ Refused                 understood, and not allowed
+     │   ├─ ClaimRefused        placement refused a claim (see its `scope`)
+     │   └─ NewerSchema
+     ├─ OnHold                  the data in etcd is not the data that was there before
+     ├─ Unavailable             a service does not answer; says which, where and since when
+     │   ├─ StoreUnavailable
+     │   ├─ PlacementUnavailable
+     │   └─ HypervisorUnavailable
+     ├─ StepFailed              a step on the host went wrong
+     │   ├─ HypervisorError
+     │   ├─ NetworkError
+     │   ├─ StorageError
+     │   └─ Lost                what was once built here is gone
+     ├─ Cancelled               the work is not wanted any more
+     └─ DeadlineExceeded
+
+The text of an error is one line that says what was tried, on what, what was found; `hint` says what
+to do about it. `code` is stable and public: programs compare it, people read the text. An error is
+logged once, where it is handled; on the way there it is chained with ``from``.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+def one_line(text: object, limit: int = 500) -> str:
+    """Return ``text`` on one line, without control characters, at most ``limit`` characters long.
+
+    What comes from outside (a server's answer, a user's file name) passes through here before it
+    reaches a terminal or a log.
+    """
+    flat = " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
+    return flat if len(flat) <= limit else flat[: limit - 1] + "…"
+
+
+class CloudError(Exception):
+    """Anything that this project raises on purpose."""
+
+    code: ClassVar[str] = "error"
+    exit_status: ClassVar[int] = 1
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(one_line(message))
+        self.hint = one_line(hint)
+
+    def __str__(self) -> str:
+        message = str(self.args[0])
+        return f"{message}; {self.hint}" if self.hint else message
+
+
+class InvalidInput(CloudError):
+    code = "input.invalid"
+    exit_status = 2
+
+
+class InvalidConfig(InvalidInput):
+    """``problems`` has one line for every mistake of the file, each with its line number."""
+
+    code = "config.invalid"
+
+    def __init__(self, path: str, problems: list[str]) -> None:
+        super().__init__(f"{path}: " + "; ".join(problems))
+        self.path = path
+        self.problems = problems
+
+
+class InvalidImage(InvalidInput):
+    code = "image.invalid"
+
+
+class NotFound(CloudError):
+    code = "not_found"
+
+
+class Ambiguous(CloudError):
+    code = "ambiguous"
+
+
+class Conflict(CloudError):
+    code = "conflict"
+
+
+class CompareFailed(Conflict):
+    """Nothing was written: a key is not as the writer had read it. Read again and decide again."""
+
+    code = "store.compare_failed"
+
+
+class AddressTaken(Conflict):
+    code = "network.address.taken"
+
+
+class NoRoom(CloudError):
+    code = "placement.no_room"
+
+
+class Refused(CloudError):
+    code = "refused"
+
+
+class ClaimRefused(Refused):
+    """Placement understood the claim and said no.
+
+    ``scope`` is ``"host"`` (another host may take it) or ``"quota"`` (no host will).
+    """
+
+    code = "placement.claim_refused"
+
+    def __init__(self, message: str, *, scope: str = "host", hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.scope = scope
+
+
+class NewerSchema(Refused):
+    code = "schema.newer"
+
+
+class OnHold(CloudError):
+    code = "cluster.on_hold"
+
+
+class Unavailable(CloudError):
+    code = "unavailable"
+
+
+class StoreUnavailable(Unavailable):
+    code = "store.unavailable"
+
+
+class PlacementUnavailable(Unavailable):
+    code = "placement.unavailable"
+
+
+class HypervisorUnavailable(Unavailable):
+    code = "hypervisor.unavailable"
+
+
+class StepFailed(CloudError):
+    code = "host.step_failed"
+
+
+class HypervisorError(StepFailed):
+    code = "hypervisor.failed"
+
+
+class NetworkError(StepFailed):
+    code = "network.failed"
+
+
+class StorageError(StepFailed):
+    code = "storage.failed"
+
+
+class Lost(StepFailed):
+    code = "instance.lost"
+
+
+class Cancelled(CloudError):
+    code = "cancelled"
+
+
+class DeadlineExceeded(CloudError):
+    code = "deadline_exceeded"

@@ -1,0 +1,167 @@
+"""The names of all keys in etcd: the one place where a key is put together or taken apart.
+
+What a host acts on, or writes, has its provider first in the key, so that a host watches only its
+own prefixes and an etcd role can be drawn around them. ``docs/key-schema.md`` is the reference for
+people; a test holds it against this module. Every argument is checked: a part with a slash would
+name another key.
+"""
+
+from __future__ import annotations
+
+from ecompute.cluster.errors import InvalidInput
+
+INCARNATION = "/cluster/incarnation"
+SCHEMA = "/cluster/schema"
+
+INSTANCES = "/instances/"
+HOSTS = "/hosts/"
+SECRETS = "/secrets/"
+SEEN = "/seen/"
+BOOTED = "/booted/"
+NODES = "/nodes/"
+ADMIN = "/admin/"
+ALIVE = "/alive/"
+NETWORKS = "/networks/"
+VNIS = "/vnis/"
+NAMES = "/names/"
+INTENTS = "/intents/"
+OPERATIONS = "/operations/"
+LEAD = "/lead/"
+EVENTS = "/events/"
+
+EVENT_RING = 32
+"""How many events one writer keeps of one object."""
+
+
+def _part(text: str) -> str:
+    if not text or "/" in text or "\x00" in text:
+        raise InvalidInput(f"{text!r} cannot be a part of a key")
+    return text
+
+
+def last(key: str) -> str:
+    """Return what stands behind the last slash of ``key``."""
+    return key.rsplit("/", 1)[1]
+
+
+def parts(key: str) -> list[str]:
+    """Return the parts of ``key`` without the empty one before the first slash."""
+    return key.strip("/").split("/")
+
+
+def instance(uuid: str) -> str:
+    return INSTANCES + _part(uuid)
+
+
+def assignments(provider: str) -> str:
+    return f"{HOSTS}{_part(provider)}/"
+
+
+def assignment(provider: str, uuid: str) -> str:
+    return assignments(provider) + _part(uuid)
+
+
+def secrets(provider: str, uuid: str) -> str:
+    return f"{SECRETS}{_part(provider)}/{_part(uuid)}"
+
+
+def seen_by(provider: str) -> str:
+    return f"{SEEN}{_part(provider)}/"
+
+
+def seen(provider: str, uuid: str) -> str:
+    return seen_by(provider) + _part(uuid)
+
+
+def booted(uuid: str) -> str:
+    return BOOTED + _part(uuid)
+
+
+def node(provider: str) -> str:
+    return NODES + _part(provider)
+
+
+def admin(provider: str) -> str:
+    return ADMIN + _part(provider)
+
+
+def alive(provider: str) -> str:
+    return ALIVE + _part(provider)
+
+
+def network(uuid: str) -> str:
+    """The network itself; what belongs to it lies below ``network_prefix``."""
+    return NETWORKS + _part(uuid)
+
+
+def network_prefix(uuid: str) -> str:
+    return network(uuid) + "/"
+
+
+def ports(network_uuid: str) -> str:
+    return network_prefix(network_uuid) + "ports/"
+
+
+def port(network_uuid: str, interface_uuid: str) -> str:
+    return ports(network_uuid) + _part(interface_uuid)
+
+
+def addresses(network_uuid: str) -> str:
+    return network_prefix(network_uuid) + "addresses/"
+
+
+def address(network_uuid: str, ip: str) -> str:
+    return addresses(network_uuid) + _part(ip)
+
+
+def network_hosts(network_uuid: str) -> str:
+    return network_prefix(network_uuid) + "hosts/"
+
+
+def network_host(network_uuid: str, provider: str) -> str:
+    return network_hosts(network_uuid) + _part(provider)
+
+
+def vni(number: int) -> str:
+    return f"{VNIS}{number}"
+
+
+def names(namespace: str, kind: str) -> str:
+    return f"{NAMES}{_part(namespace)}/{_part(kind)}/"
+
+
+def named(namespace: str, kind: str, name: str) -> str:
+    """The prefix under which every object of that name has one key, ending in its uuid."""
+    return names(namespace, kind) + _part(name) + "/"
+
+
+def name(namespace: str, kind: str, name_: str, uuid: str) -> str:
+    return named(namespace, kind, name_) + _part(uuid)
+
+
+def intent(consumer: str) -> str:
+    return INTENTS + _part(consumer)
+
+
+def operations(provider: str) -> str:
+    return f"{OPERATIONS}{_part(provider)}/"
+
+
+def operation(provider: str, uuid: str) -> str:
+    return operations(provider) + _part(uuid)
+
+
+def lead(role: str) -> str:
+    return LEAD + _part(role)
+
+
+def events(kind: str, uuid: str) -> str:
+    return f"{EVENTS}{_part(kind)}/{_part(uuid)}/"
+
+
+def event_ring(kind: str, uuid: str, writer: str) -> str:
+    return events(kind, uuid) + _part(writer) + "/"
+
+
+def event(kind: str, uuid: str, writer: str, n: int) -> str:
+    return f"{event_ring(kind, uuid, writer)}{n % EVENT_RING}"

@@ -1,0 +1,1 @@
+"""The embedded cloud: everything that a host and a cluster need, started on one machine."""

@@ -1,0 +1,1 @@
+"""What a guest is told: the documents (pure) and the drive that carries them."""

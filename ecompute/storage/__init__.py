@@ -1,0 +1,1 @@
+"""Images and disks: fetched, inspected, kept by content, overlaid."""

@@ -1,0 +1,1 @@
+"""Asking the cloud: the scheduler, what can be asked, and the command line."""

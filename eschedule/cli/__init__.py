@@ -1,0 +1,1 @@
+"""The command line: one module a noun; loads click and nothing heavy until a command runs."""

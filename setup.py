@@ -1,0 +1,54 @@
+"""Packaging. Tool settings are in pyproject.toml."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+
+setup(
+    name="etcd-compute",
+    version="0.1.0",
+    description="A cloud for virtual machines whose control plane is OpenStack placement and etcd",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    # `placement` and `docker` hold deployment files: as packages they would shadow the installed
+    # placement service and the docker SDK.
+    packages=find_packages(include=["ecompute", "ecompute.*", "eschedule", "eschedule.*", "md_server", "md_server.*"]),
+    package_data={"ecompute": ["py.typed", "dev/files/*"], "eschedule": ["py.typed"]},
+    install_requires=[
+        "click>=8.1",
+        "etcd3==0.12.0",
+        "libvirt-python>=9.0",
+        "msgspec>=0.18",
+        "psutil>=5.9",
+        "pycdlib>=1.14",
+        "pyroute2>=0.7.3",
+        "pyyaml>=6.0",
+        "qemu.qmp>=0.0.3",
+        "requests>=2.31",
+    ],
+    extras_require={
+        "embedded": ["openstack-placement>=16", "gunicorn>=22"],
+        "api": [],
+        "dev": [
+            "hypothesis>=6.100",
+            "import-linter>=2.0",
+            "mypy>=1.10",
+            "pytest>=8.0",
+            "pytest-timeout>=2.3",
+            "ruff>=0.6",
+            "types-PyYAML",
+            "types-psutil",
+            "types-requests",
+        ],
+    },
+    entry_points={
+        "console_scripts": [
+            "ecompute = ecompute.cli:main",
+            "eschedule = eschedule.cli.main:main",
+        ]
+    },
+)
