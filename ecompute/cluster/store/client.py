@@ -1,0 +1,365 @@
+"""The store: typed documents in etcd, read and written as etcd-compute's rules demand.
+
+Every write is a transaction that compares what was read; lists are range reads, paged, at one
+revision; no call is without a deadline; a document that cannot be read is set aside and never takes
+the others with it. All reads are linearizable: each also proves that etcd still tells the history
+that this process has seen (`ecompute.cluster.store.history`).
+
+A call that gets no answer raises StoreUnavailable. If it was a commit, that error says whether it
+may have been written all the same.
+
+Threads: all methods may be called from any. A Store owns gRPC channels and, once there are leases
+or watchers, threads: `close` ends them. No process may fork (without exec) while one is open.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Self, TypeVar
+
+from ecompute.cluster import keys
+from ecompute.cluster.config import EtcdSettings
+from ecompute.cluster.documents import Unreadable, decode
+from ecompute.cluster.errors import CloudError, CompareFailed, InvalidInput
+from ecompute.cluster.store.etcd3_loader import rpc
+from ecompute.cluster.store.history import History, Mark, Position
+from ecompute.cluster.store.lease import Lease, LeaseKeeper
+from ecompute.cluster.store.members import Members, Rpc, is_compacted, is_not_found, is_too_large
+from ecompute.cluster.store.transactions import (
+    MAX_OPERATIONS,
+    Compare,
+    Listing,
+    Op,
+    Versioned,
+    check_size,
+    compare_message,
+    failures,
+    operation_message,
+    question_message,
+    range_of,
+)
+from ecompute.cluster.store.watch import SILENCE_LIMIT_S, Watcher
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Keys = list[str]
+
+_PAGE = 500
+"""Keys a page of a list: some MiB for documents of the usual size."""
+_LIST_ATTEMPTS = 3
+"""How often a list begins anew when compaction overtakes it."""
+
+_RANGE: Rpc = lambda member: member.client.kvstub.Range  # noqa: E731  (a name makes the calls below readable)
+_TXN: Rpc = lambda member: member.client.kvstub.Txn  # noqa: E731
+
+
+@dataclass(frozen=True)
+class ClusterStatus:
+    """Where etcd stands, and who said so."""
+
+    cluster_id: int
+    member_id: int
+    revision: int
+    raft_term: int
+    endpoint: str
+
+
+class Store:
+    """etcd, as the configuration names it.
+
+    Args:
+        settings: endpoints, TLS, user.
+        timeout_s: how long one call may take, all its attempts together.
+        on_rollback: called once a rollback, with the reason on one line, on the thread whose call
+            found it and before that call returns; it must not block for long.
+
+    Raises:
+        InvalidInput: a certificate or key cannot be read. (Whether etcd answers is not looked at.)
+    """
+
+    def __init__(
+        self,
+        settings: EtcdSettings,
+        *,
+        timeout_s: float = 5.0,
+        on_rollback: Callable[[str], None] | None = None,
+    ) -> None:
+        self._members = Members(settings, timeout_s)
+        self._history = History()
+        self._on_rollback = on_rollback
+        self._lock = threading.Lock()
+        self._leases = LeaseKeeper(self._members)
+        self._watchers: list[Watcher] = []
+
+    # --- reading -------------------------------------------------------------------------------
+
+    def get(self, key: str, kind: type[T]) -> Versioned[T] | None:
+        """Return the document under ``key``, or None if there is none.
+
+        Raises:
+            Unreadable: what lies there is not a ``kind``.
+            StoreUnavailable: etcd does not answer.
+        """
+        answer = self._read(_RANGE, rpc.RangeRequest(key=key.encode()))
+        return _versioned(answer.kvs[0], kind) if answer.kvs else None
+
+    def get_many(self, wanted: Sequence[str], kind: type[T]) -> Listing[T]:
+        """Return the documents under the keys ``wanted``, in their order, all at one revision.
+
+        Absent keys are left out.
+
+        Raises:
+            StoreUnavailable: etcd does not answer.
+        """
+        return self._again_if_compacted(lambda: self._get_many(wanted, kind))
+
+    def list(
+        self, prefix: str, kind: type[T], *, limit: int | None = None, revision: int | None = None
+    ) -> Listing[T]:
+        """Return the documents whose keys begin with ``prefix``, in the order of their keys.
+
+        Args:
+            limit: return at most so many keys.
+            revision: as of then; None: now.
+
+        Raises:
+            InvalidInput: ``revision`` is compacted away, or has not been yet.
+            StoreUnavailable: etcd does not answer.
+        """
+
+        def read() -> Listing[T]:
+            pages = _Pages(revision)
+            return _listing(self._pages(prefix, pages, limit, is_keys_only=False), kind, lambda: pages.revision)
+
+        return self._again_if_compacted(read, attempts=_LIST_ATTEMPTS if revision is None else 1)
+
+    def keys(self, prefix: str, limit: int | None = None) -> tuple[Keys, int]:
+        """Return the keys that begin with ``prefix``, in order, and the revision they were read at.
+
+        Raises:
+            StoreUnavailable: etcd does not answer.
+        """
+
+        def read() -> tuple[Keys, int]:
+            pages = _Pages(None)
+            found = [_key(kv) for kv in self._pages(prefix, pages, limit, is_keys_only=True)]
+            return found, pages.revision
+
+        return self._again_if_compacted(read)
+
+    def status(self) -> ClusterStatus:
+        """Return where etcd stands, from a cheap read that needs a leader.
+
+        Raises:
+            StoreUnavailable: etcd does not answer.
+        """
+        # A key that every role may read.
+        answer = self._read(_RANGE, rpc.RangeRequest(key=keys.INCARNATION.encode(), count_only=True))
+        header = answer.header
+        return ClusterStatus(
+            cluster_id=header.cluster_id,
+            member_id=header.member_id,
+            revision=header.revision,
+            raft_term=header.raft_term,
+            endpoint=self._members.current.address,
+        )
+
+    # --- writing -------------------------------------------------------------------------------
+
+    def commit(self, compares: Sequence[Compare], operations: Sequence[Op]) -> int:
+        """Apply ``operations`` at once if all ``compares`` hold; return the revision they made.
+
+        No key may be written twice by the operations. Without operations it only compares.
+
+        Raises:
+            CompareFailed: nothing was written; its text and ``keys`` say which did not hold. Also
+                raised, without keys, when a lease of a `Put` has ended.
+            InvalidInput: more than 128 comparisons or operations, or etcd does not accept them.
+            NewerSchema: a document came from a newer writer and must not be rewritten.
+            StoreUnavailable: no answer. With ``may_be_written`` the transaction may have been
+                applied: read again before trying again.
+        """
+        check_size(compares, operations)
+        request = rpc.TxnRequest(
+            compare=[compare_message(compare) for compare in compares],
+            success=[operation_message(operation) for operation in operations],
+            failure=[question_message(compare) for compare in compares],
+        )
+        mark = self._history.mark()
+        try:
+            answer = self._members.call(_TXN, request, may_repeat=not operations)
+        except InvalidInput as error:
+            if is_not_found(error.__cause__):
+                raise CompareFailed("nothing was written: a lease of the transaction has ended") from error
+            raise
+        self._take_note(mark, answer.header)
+        if not answer.succeeded:
+            failed = failures(compares, [response.response_range for response in answer.responses])
+            reasons = "; ".join(f"{compare.name} is not {compare.says}: {found}" for compare, found in failed)
+            raise CompareFailed(
+                f"nothing was written: {reasons}", keys=tuple(compare.name for compare, _ in failed)
+            )
+        return int(answer.header.revision)
+
+    def lease(self, ttl_s: int, *, on_lost: Callable[[], None]) -> Lease:
+        """Return a new lease, which is kept alive until it is revoked, lost, or the store closed.
+
+        Args:
+            ttl_s: how long it lives without being kept alive; at least 2.
+            on_lost: called once if it is lost, on the thread that keeps leases alive; must not block.
+
+        Raises:
+            StoreUnavailable: etcd does not answer.
+        """
+        return self._leases.grant(ttl_s, on_lost)
+
+    # --- watching ------------------------------------------------------------------------------
+
+    def watcher(self, *, silence_limit_s: float = SILENCE_LIMIT_S) -> Watcher:
+        """Return a new watcher, with a thread and a stream of its own once it follows something.
+
+        Args:
+            silence_limit_s: after which a stream that does not answer is given up.
+        """
+        watcher = Watcher(self, self._members, self._history, silence_limit_s=silence_limit_s)
+        with self._lock:
+            self._watchers = [known for known in self._watchers if not known.is_closed]
+            self._watchers.append(watcher)
+        return watcher
+
+    # --- the whole -----------------------------------------------------------------------------
+
+    @property
+    def highest_revision(self) -> int:
+        """The highest revision seen of the history that etcd tells now; 0 before the first answer."""
+        position = self._history.position
+        return position.revision if position is not None else 0
+
+    @property
+    def cluster_id(self) -> int | None:
+        """The id of the cluster that answered; None before the first answer."""
+        position = self._history.position
+        return position.cluster_id if position is not None else None
+
+    def close(self) -> None:
+        """End watchers and the keeping of leases (which are not revoked), and close the channels."""
+        with self._lock:
+            watchers, self._watchers = self._watchers, []
+        for watcher in watchers:
+            watcher.close()
+        self._leases.close()
+        self._members.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # --- inside --------------------------------------------------------------------------------
+
+    def _read(self, pick: Rpc, request: Any) -> Any:
+        mark = self._history.mark()
+        answer = self._members.call(pick, request, may_repeat=True)
+        self._take_note(mark, answer.header)
+        return answer
+
+    def _take_note(self, mark: Mark, header: Any) -> None:
+        position = Position(header.cluster_id, header.revision, header.raft_term)
+        reason = self._history.answered(mark, position)
+        if reason is None:
+            return
+        log.error("%s: a backup was put back, or it is not the etcd that was here before", reason)
+        if self._on_rollback is not None:
+            try:
+                self._on_rollback(reason)
+            except Exception:
+                log.exception("the callback for a rollback failed")
+
+    def _get_many(self, wanted: Sequence[str], kind: type[T]) -> Listing[T]:
+        pages = _Pages(None)
+
+        def read() -> Iterator[Any]:
+            for start in range(0, len(wanted), MAX_OPERATIONS):
+                ranges = [
+                    rpc.RangeRequest(key=key.encode(), revision=pages.revision)
+                    for key in wanted[start : start + MAX_OPERATIONS]
+                ]
+                answer = self._read(_TXN, rpc.TxnRequest(success=[rpc.RequestOp(request_range=one) for one in ranges]))
+                pages.begin(answer.header.revision)
+                for response in answer.responses:
+                    yield from response.response_range.kvs
+
+        return _listing(read(), kind, lambda: pages.revision)
+
+    def _pages(self, prefix: str, pages: _Pages, limit: int | None, *, is_keys_only: bool) -> Iterator[Any]:
+        """Yield the key-value pairs under ``prefix``; the first page settles the revision of all."""
+        start, end = range_of(prefix)
+        size, left = _PAGE, limit
+        while left is None or left > 0:
+            request = rpc.RangeRequest(
+                key=start,
+                range_end=end,
+                revision=pages.revision,
+                limit=size if left is None else min(size, left),
+                keys_only=is_keys_only,
+            )
+            try:
+                answer = self._read(_RANGE, request)
+            except CloudError as error:
+                if not is_too_large(error.__cause__) or size == 1:
+                    raise
+                size //= 2
+                continue
+            pages.begin(answer.header.revision)
+            yield from answer.kvs
+            if not answer.more:
+                return
+            start = answer.kvs[-1].key + b"\x00"
+            left = None if left is None else left - len(answer.kvs)
+        if limit is not None and limit <= 0:
+            pages.begin(self.status().revision)
+
+    def _again_if_compacted(self, read: Callable[[], T], attempts: int = _LIST_ATTEMPTS) -> T:
+        for _ in range(attempts - 1):
+            try:
+                return read()
+            except InvalidInput as error:
+                if not is_compacted(error.__cause__):
+                    raise
+        return read()
+
+
+class _Pages:
+    """The revision that all pages of a list are read at; 0 until the first has settled it."""
+
+    def __init__(self, revision: int | None) -> None:
+        self.revision = revision or 0
+
+    def begin(self, revision: int) -> None:
+        self.revision = self.revision or revision
+
+
+def _key(kv: Any) -> str:
+    # A key that is not UTF-8 is nobody's of ours; it must not break a list.
+    return str(kv.key.decode("utf-8", "backslashreplace"))
+
+
+def _versioned(kv: Any, kind: type[T]) -> Versioned[T]:
+    key = _key(kv)
+    return Versioned(key, decode(kv.value, kind, key), kv.mod_revision, kv.create_revision, kv.lease)
+
+
+def _listing(pairs: Iterable[Any], kind: type[T], revision: Callable[[], int]) -> Listing[T]:
+    items: list[Versioned[T]] = []
+    unreadable: list[tuple[str, str]] = []
+    for kv in pairs:
+        try:
+            items.append(_versioned(kv, kind))
+        except Unreadable as error:
+            unreadable.append((_key(kv), str(error)))
+    return Listing(tuple(items), revision(), tuple(unreadable))
