@@ -1,0 +1,105 @@
+"""What a host asks of its hypervisor, whichever it is.
+
+Two classes are held to it by the same tests: `connection.LibvirtHypervisor` and `fake.FakeHypervisor`.
+Everything is safe to repeat: a caller that was killed in the middle does it again.
+
+A domain that our metadata does not claim for our provider is foreign: it is listed, and any attempt to
+change it is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from ecompute.cluster.documents import Power
+from ecompute.hypervisor.domain import DomainPlan
+
+
+@dataclass(frozen=True)
+class FoundDomain:
+    """A domain as the hypervisor has it.
+
+    ``provider`` is the one that its metadata names, or ``None``; ``is_ours`` says that it is this host's.
+    ``name`` is the hypervisor's (``ec-<uuid>`` for ours), not the user's.
+    """
+
+    uuid: str
+    power: Power
+    is_ours: bool
+    provider: str | None
+    name: str
+
+
+@dataclass(frozen=True)
+class HostCapabilities:
+    """What the machine and its programs can do. Feature names are libvirt's (``sse4.2``).
+
+    ``cpu_features`` are the machine's own, which a guest under KVM gets; ``emulated_features`` are what
+    QEMU's own CPU has, which a guest under TCG gets instead.
+    """
+
+    cpu_model: str
+    cpu_features: frozenset[str]
+    libvirt_version: str
+    qemu_version: str
+    emulated_features: frozenset[str] = field(default_factory=frozenset)
+
+    def features_for(self, accelerator: str) -> frozenset[str]:
+        """Return the CPU features that a guest under ``accelerator`` gets."""
+        return self.cpu_features if accelerator == "kvm" else self.emulated_features
+
+
+class Hypervisor(Protocol):
+    """Any method may be called from any thread. All raise `HypervisorUnavailable` while the hypervisor
+    does not answer, and `HypervisorError` when it answers that something went wrong."""
+
+    def list(self) -> dict[str, FoundDomain]:
+        """Return all domains by uuid, ours and foreign."""
+        ...
+
+    def get(self, uuid: str) -> FoundDomain | None:
+        """Return one domain, or ``None``."""
+        ...
+
+    def define(self, plan: DomainPlan) -> None:
+        """Make the domain known, powered off. One that is defined already gets the new definition.
+
+        Raises:
+            InvalidInput: the plan cannot be rendered.
+        """
+        ...
+
+    def start(self, uuid: str) -> None:
+        """Power the domain on; nothing happens if it is on."""
+        ...
+
+    def stop(self, uuid: str) -> None:
+        """Power the domain off hard; nothing happens if it is off or not there.
+
+        A guest that does not react is killed; that takes some ten seconds.
+        """
+        ...
+
+    def undefine(self, uuid: str) -> None:
+        """Forget the domain, which must be off; nothing happens if it is not there."""
+        ...
+
+    def on_change(self, listener: Callable[[str], None]) -> None:
+        """Call ``listener`` with the uuid of each domain that changes, from a thread of its own.
+
+        It is called with ``""`` first, and whenever changes may have been missed since: look at
+        everything. It may take its time; changes wait. Its exceptions are logged.
+        """
+        ...
+
+    def capabilities(self) -> HostCapabilities: ...
+
+    def release_thread(self) -> None:
+        """Give back what the calling thread holds: call it where a worker thread ends."""
+        ...
+
+    def close(self) -> None:
+        """Stop telling of changes and give back what is held. Guests run on."""
+        ...
