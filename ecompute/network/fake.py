@@ -1,0 +1,188 @@
+"""A host's devices and rules in memory, for tests and for trying things without root.
+
+Behaves as the kernel does where that decides something: a MAC of a port has one destination, a
+device is made once, what needs a device fails without it, a bridge made anew has no ports and takes
+its VXLAN device's attachment with it. The contract tests hold it against `links.NetlinkLinks`.
+
+Any thread may call this.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+from ecompute.cluster.errors import NetworkError
+from ecompute.network import mesh
+from ecompute.network.filter import FilterState
+from ecompute.network.links import Address, pick
+from ecompute.network.mesh import FoundBridge, FoundNetwork, FoundPort, FoundVxlan
+
+
+class FakeLinks:
+    """``networks`` is the state, by VNI; tests may put anything there."""
+
+    def __init__(self, *, address: Address | None = None) -> None:
+        self.networks: dict[int, FoundNetwork] = {}
+        self.bridges: set[str] = set()
+        """Those of the operator."""
+        self.taps: dict[str, bool] = {}
+        """Devices on no bridge of ours, and whether they are hardened."""
+        self.applied: list[mesh.LinkChange] = []
+        self._address = address
+        self._lock = threading.RLock()
+
+    @contextmanager
+    def session(self) -> Iterator[None]:
+        yield
+
+    def found(self, vni: int) -> FoundNetwork:
+        with self._lock:
+            return self.networks.get(vni, FoundNetwork(vni=vni))
+
+    def apply(self, change: mesh.LinkChange) -> None:
+        with self._lock:
+            vni = change.vni if not isinstance(change, mesh.SetMtu | mesh.Harden | mesh.SetUp) else None
+            if vni is not None:
+                self.networks[vni] = _applied(change, self.found(vni))
+            else:
+                self._apply_to_device(change)
+            self.applied.append(change)
+
+    def _apply_to_device(self, change: mesh.LinkChange) -> None:
+        assert isinstance(change, mesh.SetMtu | mesh.Harden | mesh.SetUp)
+        if isinstance(change, mesh.Harden) and change.device in self.taps:
+            self.taps[change.device] = True
+            return
+        for vni, found in self.networks.items():
+            changed = _applied_to_device(change, found)
+            if changed is not None:
+                self.networks[vni] = changed
+                return
+        raise NetworkError(f"applying {change}: there is no device {change.device}")
+
+    def ours(self) -> frozenset[int]:
+        with self._lock:
+            return frozenset(
+                vni
+                for vni, found in self.networks.items()
+                if (found.bridge is not None and found.bridge.kind == "bridge")
+                or (found.vxlan is not None and found.vxlan.kind == "vxlan" and found.vxlan.vni == vni)
+            )
+
+    def harden(self, device: str) -> bool:
+        with self._lock:
+            if device in self.taps:
+                needed = not self.taps[device]
+                self.taps[device] = True
+                return needed
+            for found in self.networks.values():
+                for port in found.ports:
+                    if port.name == device:
+                        if not port.is_hardened:
+                            self._apply_to_device(mesh.Harden(device))
+                        return not port.is_hardened
+            raise NetworkError(f"there is no device {device}")
+
+    def has_bridge(self, name: str) -> bool:
+        with self._lock:
+            ours = {mesh.bridge_name(vni) for vni, found in self.networks.items() if found.bridge is not None}
+            return name in self.bridges | ours
+
+    def addresses(self) -> dict[str, Address]:
+        loopback = {"127.0.0.1": Address("127.0.0.1", "lo", 65536)}
+        return loopback | ({self._address.ip: self._address} if self._address is not None else {})
+
+    def source_address(self) -> Address:
+        if self._address is None:
+            raise NetworkError("this host has no default route, so no underlay address can be derived")
+        return self._address
+
+    def underlay(self, configured: str | None) -> Address:
+        return self.source_address() if configured is None else pick(self.addresses(), configured)
+
+
+class FakeFilter:
+    def __init__(self) -> None:
+        self.is_installed = False
+        self.is_altered = False
+
+    def state(self) -> FilterState:
+        if not self.is_installed:
+            return FilterState.ABSENT
+        return FilterState.ALTERED if self.is_altered else FilterState.WHOLE
+
+    def install(self) -> None:
+        self.is_installed, self.is_altered = True, False
+
+    def remove(self) -> None:
+        self.is_installed = self.is_altered = False
+
+
+def _applied(change: mesh.LinkChange, found: FoundNetwork) -> FoundNetwork:
+    match change:
+        case mesh.AddBridge(vni, mtu):
+            _require(change, found.bridge is None, "File exists")
+            return replace(found, bridge=FoundBridge("bridge", mesh.bridge_mac(vni), mtu, is_tuned=True))
+        case mesh.TuneBridge(vni, mtu):
+            bridge = _bridge(change, found)
+            return replace(found, bridge=replace(bridge, mac=mesh.bridge_mac(vni), mtu=mtu, is_tuned=True))
+        case mesh.DeleteBridge():
+            vxlan = found.vxlan and replace(found.vxlan, is_attached=False)
+            return replace(found, bridge=None, vxlan=vxlan, ports=frozenset())
+        case mesh.AddVxlan(vni, local, mtu):
+            _require(change, found.vxlan is None, "File exists")
+            return replace(found, vxlan=FoundVxlan("vxlan", vni, local, mesh.VXLAN_PORT, mtu=mtu))
+        case mesh.DeleteVxlan():
+            return replace(found, vxlan=None, entries=frozenset(), foreign_entries=frozenset())
+        case mesh.AttachVxlan():
+            _bridge(change, found)
+            return replace(found, vxlan=replace(_vxlan(change, found), is_attached=True))
+        case mesh.PutEntry(_, mac, underlay):
+            _vxlan(change, found)
+            if mac == mesh.ZEROS:
+                return replace(found, entries=found.entries | {(mac, underlay)})
+            return replace(
+                found,
+                entries=frozenset(entry for entry in found.entries if entry[0] != mac) | {(mac, underlay)},
+                foreign_entries=frozenset(entry for entry in found.foreign_entries if entry[0] != mac),
+            )
+        case mesh.DropEntry(_, mac, underlay):
+            _vxlan(change, found)
+            return replace(found, entries=found.entries - {(mac, underlay)})
+    raise AssertionError(change)
+
+
+def _applied_to_device(change: mesh.SetMtu | mesh.Harden | mesh.SetUp, found: FoundNetwork) -> FoundNetwork | None:
+    values = {
+        mesh.SetMtu: {"mtu": getattr(change, "mtu", None)},
+        mesh.Harden: {"is_hardened": True},
+        mesh.SetUp: {"is_up": True},
+    }[type(change)]
+    if change.device == mesh.bridge_name(found.vni) and found.bridge is not None:
+        return replace(found, bridge=replace(found.bridge, **values))  # type: ignore[arg-type]
+    if change.device == mesh.vxlan_name(found.vni) and found.vxlan is not None:
+        return replace(found, vxlan=replace(found.vxlan, **values))  # type: ignore[arg-type]
+    if isinstance(change, mesh.Harden) and change.device in {port.name for port in found.ports}:
+        others = {port for port in found.ports if port.name != change.device}
+        return replace(found, ports=frozenset(others | {FoundPort(change.device, True)}))
+    return None
+
+
+def _bridge(change: mesh.LinkChange, found: FoundNetwork) -> FoundBridge:
+    _require(change, found.bridge is not None, "No such device")
+    assert found.bridge is not None
+    return found.bridge
+
+
+def _vxlan(change: mesh.LinkChange, found: FoundNetwork) -> FoundVxlan:
+    _require(change, found.vxlan is not None, "No such device")
+    assert found.vxlan is not None
+    return found.vxlan
+
+
+def _require(change: mesh.LinkChange, holds: bool, reason: str) -> None:
+    if not holds:
+        raise NetworkError(f"applying {change}: {reason}")

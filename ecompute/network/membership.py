@@ -1,0 +1,196 @@
+"""Which networks this host is a member of, and what each needs here.
+
+A host is a member while it has a guest on the network. The documents below ``/networks/<uuid>/`` say
+who else is and where every guest sits; whatever changes there marks the network, and the network's
+devices and forwarding entries are converged from a fresh reading. Joining is a step of building an
+instance; leaving is one of removing it.
+
+While the host is on hold nothing is changed: an emptied etcd has no peers, and running guests would
+lose theirs.
+
+Safe from several threads.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+
+from ecompute.cluster import keys
+from ecompute.cluster.documents import Interface, Network, NetworkHost, Port
+from ecompute.cluster.errors import CloudError, NetworkError
+from ecompute.cluster.periodic import Periodic
+from ecompute.cluster.store import Follow, Store, Watcher
+from ecompute.network.mesh import wanted
+from ecompute.network.reconcile import NetworkReconciler
+
+SCAN_PERIOD_S = 600.0
+RETRY_S = 5.0
+
+log = logging.getLogger(__name__)
+
+
+class Memberships:
+    """The networks of one host.
+
+    Args:
+        provider: the host's provider uuid.
+        is_held: whether the host is on hold.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        watcher: Watcher,
+        reconciler: NetworkReconciler,
+        provider: str,
+        *,
+        is_held: Callable[[], bool],
+    ) -> None:
+        self._store = store
+        self._watcher = watcher
+        self._reconciler = reconciler
+        self._provider = provider
+        self._is_held = is_held
+        self._lock = threading.Lock()
+        self._users: dict[str, set[str]] = {}
+        self._vnis: dict[str, int] = {}
+        self._follows: dict[str, tuple[Follow[Port], Follow[NetworkHost]]] = {}
+        self._marked: set[str] = set()
+        self._busy: dict[str, threading.Lock] = {}
+        self._periodic = Periodic(
+            "networks", self._converge_marked, period_s=SCAN_PERIOD_S, jitter_s=SCAN_PERIOD_S / 10
+        )
+
+    def start(self) -> None:
+        self._periodic.start()
+
+    def close(self) -> None:
+        self._periodic.stop()
+
+    def adopt(self, instance_uuid: str, interfaces: tuple[Interface, ...]) -> None:
+        """Take note of a guest that is here already; its networks are converged soon."""
+        for interface in interfaces:
+            self._use(interface, instance_uuid)
+            self._mark(interface.network_uuid)
+
+    def join(self, instance_uuid: str, interface: Interface) -> None:
+        """Bring the network of ``interface`` up here, for a guest about to start.
+
+        Raises:
+            NetworkError: it could not be brought up, or there is no such network.
+            StoreUnavailable: etcd does not answer.
+        """
+        self._use(interface, instance_uuid)
+        try:
+            self._converge(interface.network_uuid, is_required=True)
+        except CloudError:
+            with self._lock:
+                self._users.get(interface.network_uuid, set()).discard(instance_uuid)
+            raise
+
+    def has_joined(self, instance_uuid: str, interface: Interface) -> bool:
+        """Whether `join` has been done for this guest, and its network is up here."""
+        with self._lock:
+            is_user = instance_uuid in self._users.get(interface.network_uuid, set())
+        return is_user and interface.vni in self._reconciler.present()
+
+    def has_to_leave(self, instance_uuid: str, interface: Interface) -> bool:
+        """Whether `leave` has something to do for this guest, as after a daemon that died on the way."""
+        with self._lock:
+            users = set(self._users.get(interface.network_uuid, set()))
+        return instance_uuid in users or (not users and interface.vni in self._reconciler.present())
+
+    def leave(self, instance_uuid: str, interface: Interface) -> None:
+        """Take the network of ``interface`` down if ``instance_uuid`` was its last guest here.
+
+        Raises:
+            NetworkError: something of it could not be removed.
+        """
+        uuid = interface.network_uuid
+        with self._serial(uuid):
+            with self._lock:
+                users = self._users.get(uuid, set())
+                users.discard(instance_uuid)
+                if users:
+                    return
+                self._users.pop(uuid, None)
+                self._vnis.pop(uuid, None)
+                self._marked.discard(uuid)
+                follows = self._follows.pop(uuid, None)
+            if follows is not None:
+                for follow in follows:
+                    follow.stop()
+            self._reconciler.remove(interface.vni)
+
+    def sweep(self, assigned: set[int]) -> None:
+        """Take down what is left of networks that no guest here uses (a daemon died while leaving).
+
+        Args:
+            assigned: the VNIs of all assignments: their guests' own work brings them up and down.
+        """
+        if self._is_held():
+            return
+        with self._lock:
+            used = set(self._vnis.values()) | assigned
+        for vni in self._reconciler.present() - used:
+            try:
+                if self._reconciler.remove_if_empty(vni):
+                    log.info("removed what was left of network %d", vni)
+            except NetworkError as error:
+                log.warning("what is left of network %d stays: %s", vni, error)
+
+    def _use(self, interface: Interface, instance_uuid: str) -> None:
+        uuid = interface.network_uuid
+        with self._lock:
+            self._users.setdefault(uuid, set()).add(instance_uuid)
+            self._vnis[uuid] = interface.vni
+            if uuid not in self._follows:
+                self._follows[uuid] = (
+                    self._watcher.follow(keys.ports(uuid), Port, lambda change: self._mark(uuid)),
+                    self._watcher.follow(keys.network_hosts(uuid), NetworkHost, lambda change: self._mark(uuid)),
+                )
+
+    def _mark(self, uuid: str) -> None:
+        with self._lock:
+            self._marked.add(uuid)
+        self._periodic.wake()
+
+    def _converge_marked(self) -> None:
+        with self._lock:
+            marked = self._marked or set(self._users)
+            self._marked = set()
+        for uuid in sorted(marked):
+            try:
+                self._converge(uuid, is_required=False)
+            except CloudError as error:
+                log.warning("network %s is not as it should be: %s", uuid, error)
+                threading.Timer(RETRY_S, self._mark, [uuid]).start()
+
+    def _converge(self, uuid: str, *, is_required: bool) -> None:
+        if self._is_held():
+            return
+        with self._serial(uuid):
+            with self._lock:
+                if uuid not in self._users:
+                    return
+            network = self._store.get(keys.network(uuid), Network)
+            if network is None:
+                if is_required:
+                    raise NetworkError(f"there is no network {uuid}")
+                return  # a missing key takes nothing from guests that run
+            ports = self._store.list(keys.ports(uuid), Port)
+            hosts = self._store.list(keys.network_hosts(uuid), NetworkHost)
+            self._reconciler.ensure(
+                wanted(
+                    network.value,
+                    self._provider,
+                    [item.value for item in ports.items],
+                    [item.value for item in hosts.items],
+                )
+            )
+
+    def _serial(self, uuid: str) -> threading.Lock:
+        with self._lock:
+            return self._busy.setdefault(uuid, threading.Lock())

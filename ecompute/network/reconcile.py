@@ -1,0 +1,103 @@
+"""Drives the networks of this host to what is wanted: found and wanted in, changes applied.
+
+The same for a network that is new, damaged, or changed elsewhere: it is read, compared, and what
+differs is changed, one change at a time. Killed between any two of them, the next call ends in the
+same place. A call that fails on a network of which nothing was there before takes away what it made.
+
+Any thread may call this. One network operation runs at a time on a host: the kernel has one lock for
+devices anyway, an operation takes milliseconds, and the filter, which all networks share, must not
+go with the last of them while another one comes.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+
+from ecompute.cluster.undo import Undo
+from ecompute.network import mesh
+from ecompute.network.filter import Filter, FilterState
+from ecompute.network.links import Links
+from ecompute.network.mesh import Change, FoundNetwork, Guard, Unguard, WantedNetwork
+
+
+class NetworkReconciler:
+    """
+    Args:
+        on_change: called after every change, in the thread that made it.
+    """
+
+    def __init__(self, links: Links, filter_: Filter, on_change: Callable[[Change], None] | None = None) -> None:
+        self._links = links
+        self._filter = filter_
+        self._on_change = on_change
+        self._lock = threading.Lock()
+
+    def ensure(self, wanted: WantedNetwork) -> tuple[Change, ...]:
+        """Make ``wanted`` so and return the changes that this took.
+
+        Raises:
+            NetworkError: a device with our name is not ours, or the kernel refused a change.
+        """
+        with self._lock, self._links.session():
+            found = self.found(wanted.vni)
+            changes = mesh.plan(wanted, found)
+            undo = Undo()
+            if found.bridge is None and found.vxlan is None:
+                undo.push(f"network {wanted.vni}", lambda: self._remove(wanted.vni))
+            try:
+                self._apply(changes)
+            except Exception as error:
+                undo.run()
+                for name, failure in undo.failures:
+                    error.add_note(f"undoing {name} failed: {failure}")
+                raise
+            return changes
+
+    def remove(self, vni: int) -> tuple[Change, ...]:
+        """Remove what is there of a network, and with the last one the filter.
+
+        Raises:
+            NetworkError: guests' ports are still on its bridge, or a device with our name is not ours;
+                nothing was changed.
+        """
+        with self._lock, self._links.session():
+            return self._remove(vni)
+
+    def remove_if_empty(self, vni: int) -> bool:
+        """Do the same unless ports are on its bridge; return whether something was removed.
+
+        Raises:
+            NetworkError: a device with our name is not ours.
+        """
+        with self._lock, self._links.session():
+            return not self._links.found(vni).ports and bool(self._remove(vni))
+
+    def found(self, vni: int) -> FoundNetwork:
+        """Return what is there of a network."""
+        return replace(self._links.found(vni), is_guarded=self._filter.state() is FilterState.WHOLE)
+
+    def present(self) -> frozenset[int]:
+        """Return the VNIs of which something of ours is there."""
+        return self._links.ours()
+
+    def _remove(self, vni: int) -> tuple[Change, ...]:
+        changes = mesh.plan(None, self.found(vni))
+        self._apply(changes)
+        if self._links.ours() or self._filter.state() is FilterState.ABSENT:
+            return changes
+        self._apply((Unguard(),))
+        return (*changes, Unguard())
+
+    def _apply(self, changes: tuple[Change, ...]) -> None:
+        for change in changes:
+            match change:
+                case Guard():
+                    self._filter.install()
+                case Unguard():
+                    self._filter.remove()
+                case _:
+                    self._links.apply(change)
+            if self._on_change is not None:
+                self._on_change(change)
