@@ -1,0 +1,264 @@
+"""The steps of a plan, done: each an *ensure*, so that done twice it is done once.
+
+Nothing is decided here, and nothing is undone here: what a failed or killed run left is found by
+the next look and taken away by the plan that follows from it (`ecompute.instances.plan`).
+
+Called in an instance's own lane, so never twice at the same time for the same instance.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import UUID, uuid5
+
+from ecompute.cluster.addressing import mac_address
+from ecompute.cluster.documents import Assignment, Role, Secrets
+from ecompute.cluster.errors import HypervisorError, NetworkError, StorageError
+from ecompute.guest import configdrive, metadata
+from ecompute.hypervisor.api import Hypervisor
+from ecompute.hypervisor.domain import DomainPlan, TapPlan
+from ecompute.instances.terms import Found, Step
+from ecompute.network.links import Links
+from ecompute.network.membership import Memberships
+from ecompute.network.mesh import bridge_name, tap_name
+from ecompute.storage import disks
+from ecompute.storage.images import Image, ImageCache
+
+DEADLINE_S: dict[Step, float] = {
+    Step.FETCH_IMAGE: 30.0,
+    Step.OVERLAY: 180.0,
+    Step.CONFIG_DRIVE: 60.0,
+    Step.JOIN_NETWORK: 60.0,
+    Step.DEFINE: 60.0,
+    Step.START: 180.0,
+    Step.STOP: 90.0,
+    Step.UNDEFINE: 60.0,
+    Step.LEAVE_NETWORK: 60.0,
+    Step.REMOVE_CONFIG_DRIVE: 60.0,
+    Step.REMOVE_DISK: 120.0,
+}
+"""How long a step may take before its lane is set aside; the rest, which read and write etcd or the
+host's memory, have `DEFAULT_DEADLINE_S`."""
+DEFAULT_DEADLINE_S = 60.0
+
+
+class ImagePendingError(Exception):
+    """The image is on its way: the lane is free meanwhile, and ``future`` says when to come back."""
+
+    def __init__(self, future: Future[Image]) -> None:
+        super().__init__("the image is on its way")
+        self.future = future
+
+
+@dataclass(frozen=True)
+class Files:
+    """Where one instance's files lie."""
+
+    directory: Path
+
+    @property
+    def disk(self) -> Path:
+        return self.directory / "disk.qcow2"
+
+    @property
+    def config_drive(self) -> Path:
+        return self.directory / "config.iso"
+
+    @property
+    def console_log(self) -> Path:
+        return self.directory / "console.log"
+
+
+class Actuator:
+    """What a host can do to one of its instances.
+
+    Args:
+        directory: where the instances' files lie.
+        bridge: a bridge of the host on which each guest gets a second interface, or ``None``.
+        accelerator: ``kvm`` or ``tcg``, as tried.
+        secrets: reads the secrets of an instance from etcd.
+    """
+
+    def __init__(
+        self,
+        *,
+        provider: str,
+        directory: Path,
+        hypervisor: Hypervisor,
+        images: ImageCache,
+        memberships: Memberships,
+        links: Links,
+        accelerator: str,
+        resize: bool,
+        bridge: str | None,
+        secrets: Callable[[str], Secrets | None],
+    ) -> None:
+        self._provider = provider
+        self._directory = directory
+        self._hypervisor = hypervisor
+        self._images = images
+        self._memberships = memberships
+        self._links = links
+        self._accelerator = accelerator
+        self._resize = resize
+        self._bridge = bridge
+        self._secrets = secrets
+        self._fetching: dict[str, Future[Image]] = {}
+        directory.mkdir(parents=True, exist_ok=True, mode=0o711)
+
+    def files(self, uuid: str) -> Files:
+        return Files(self._directory / uuid)
+
+    def with_files(self) -> set[str]:
+        """Return the uuids of the instances that have files here."""
+        return {path.name for path in self._directory.iterdir() if path.is_dir()}
+
+    def look(self, uuid: str, assignment: Assignment | None) -> Found:
+        """Return what of the instance is on this host, now.
+
+        Raises:
+            HypervisorUnavailable, NetworkError: it cannot be said.
+        """
+        domain = self._hypervisor.get(uuid)
+        if domain is not None and not domain.is_ours:
+            raise HypervisorError(
+                f"a domain with the uuid {uuid} is on this host and is not ours", hint="it is never touched; remove it"
+            )
+        files = self.files(uuid)
+        return Found(
+            domain=None if domain is None else domain.power,
+            has_disk=files.disk.exists(),
+            has_config_drive=files.config_drive.exists(),
+            has_network=self._has_network(uuid, assignment),
+        )
+
+    def _has_network(self, uuid: str, assignment: Assignment | None) -> bool:
+        if assignment is None:
+            return False
+        if assignment.role is Role.RUN:
+            return all(self._memberships.has_joined(uuid, interface) for interface in assignment.spec.interfaces)
+        return any(self._memberships.has_to_leave(uuid, interface) for interface in assignment.spec.interfaces)
+
+    def do(self, step: Step, uuid: str, assignment: Assignment | None) -> None:
+        """Do one step that changes the host.
+
+        Raises:
+            StepFailed, InvalidImage: it could not be done.
+            Unavailable: it could not be tried.
+            ImagePendingError: see there.
+        """
+        if step is Step.STOP:
+            self._hypervisor.stop(uuid)
+        elif step is Step.UNDEFINE:
+            self._hypervisor.undefine(uuid)
+        elif step is Step.REMOVE_CONFIG_DRIVE:
+            self._remove(self.files(uuid).config_drive)
+        elif step is Step.REMOVE_DISK:
+            self._remove_files(uuid)
+        elif assignment is None:
+            raise AssertionError(f"{step} needs an assignment")
+        elif step is Step.FETCH_IMAGE:
+            self._fetch(assignment)
+        elif step is Step.OVERLAY:
+            self._overlay(assignment)
+        elif step is Step.CONFIG_DRIVE:
+            self._write_config_drive(assignment)
+        elif step is Step.JOIN_NETWORK:
+            self._join(assignment)
+        elif step is Step.LEAVE_NETWORK:
+            for interface in assignment.spec.interfaces:
+                self._memberships.leave(uuid, interface)
+        elif step is Step.DEFINE:
+            self._hypervisor.define(self.domain_plan(assignment))
+        elif step is Step.START:
+            self._hypervisor.start(uuid)
+            for interface in assignment.spec.interfaces:
+                self._links.harden(tap_name(interface.uuid))
+        else:
+            raise AssertionError(f"{step} changes nothing on the host")
+
+    def stop_fetching(self, uuid: str) -> None:
+        """The image is not wanted any more; the fetch ends if nobody else waits for it."""
+        future = self._fetching.pop(uuid, None)
+        if future is not None:
+            future.cancel()
+
+    def domain_plan(self, assignment: Assignment) -> DomainPlan:
+        files = self.files(assignment.uuid)
+        taps = [
+            TapPlan(
+                tap=tap_name(interface.uuid),
+                bridge=bridge_name(interface.vni),
+                mac=interface.mac,
+                mtu=interface.mtu,
+                model=interface.model,
+            )
+            for interface in assignment.spec.interfaces
+        ]
+        if self._bridge is not None:
+            lan = str(uuid5(UUID(assignment.uuid), self._bridge))
+            taps.append(TapPlan(tap=tap_name(lan), bridge=self._bridge, mac=mac_address(lan), mtu=None, model="virtio"))
+        return DomainPlan(
+            uuid=assignment.uuid,
+            name=assignment.name,
+            namespace=assignment.namespace,
+            provider=self._provider,
+            vcpus=assignment.spec.resources.vcpus,
+            memory_mb=assignment.spec.resources.memory_mb,
+            accelerator=self._accelerator,
+            root_disk=files.disk,
+            config_drive=files.config_drive,
+            interfaces=tuple(taps),
+            console_log=files.console_log,
+        )
+
+    def _fetch(self, assignment: Assignment) -> None:
+        future = self._fetching.get(assignment.uuid)
+        if future is None:
+            future = self._fetching[assignment.uuid] = self._images.ensure(assignment.spec.image)
+        if not future.done():
+            raise ImagePendingError(future)
+
+    def _overlay(self, assignment: Assignment) -> None:
+        future = self._fetching.pop(assignment.uuid, None)
+        if future is None:
+            raise StorageError("the image was not fetched")
+        files = self.files(assignment.uuid)
+        files.directory.mkdir(exist_ok=True, mode=0o711)
+        disks.create_overlay(
+            future.result(), files.disk, disk_gb=assignment.spec.resources.disk_gb, resize=self._resize
+        )
+
+    def _write_config_drive(self, assignment: Assignment) -> None:
+        secrets = self._secrets(assignment.uuid) if assignment.spec.has_user_data else None
+        if assignment.spec.has_user_data and secrets is None:
+            raise StorageError("its user data is not in etcd", hint="destroy it and launch it again")
+        files = self.files(assignment.uuid)
+        files.directory.mkdir(exist_ok=True, mode=0o711)
+        configdrive.write(files.config_drive, metadata.documents(assignment, secrets))
+
+    def _join(self, assignment: Assignment) -> None:
+        if self._bridge is not None and not self._links.has_bridge(self._bridge):
+            raise NetworkError(
+                f"this host has no bridge {self._bridge}", hint="make it, or change `bridge` in compute.yaml"
+            )
+        for interface in assignment.spec.interfaces:
+            self._memberships.join(assignment.uuid, interface)
+
+    def _remove(self, path: Path) -> None:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise StorageError(f"{path.name} cannot be removed: {error.strerror}") from error
+
+    def _remove_files(self, uuid: str) -> None:
+        try:
+            shutil.rmtree(self.files(uuid).directory)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise StorageError(f"the files of {uuid} cannot be removed: {error.strerror}") from error

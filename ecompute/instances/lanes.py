@@ -1,0 +1,245 @@
+"""The worker pool: one instance is one lane, and a lane that hangs holds up nobody else.
+
+Work is an instance's uuid and nothing more: what is to be done is read when the work begins. The
+same uuid is never worked on by two threads; woken while at work, it is worked on once more
+afterwards. Python threads cannot be killed, so a step that passes its deadline makes its thread
+*stuck*: the instance is set aside, and a new thread takes the lane's place. If the stuck thread ever
+returns, it notices at its next step, ends, and its instance is taken up again. When `STUCK_LIMIT`
+threads are stuck at once the daemon had better start anew: `on_exhausted` is called, once.
+
+Every method may be called from any thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from ecompute.cluster.errors import Cancelled, DeadlineExceeded
+
+STUCK_LIMIT = 8
+SUPERVISE_PERIOD_S = 0.5
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(eq=False)
+class Work:
+    """One run over one instance, as the code that does it sees it."""
+
+    uuid: str
+    clock: Callable[[], float]
+    _cancelled: threading.Event = field(default_factory=threading.Event)
+    _abandoned: threading.Event = field(default_factory=threading.Event)
+    _step: str = ""
+    _deadline: float | None = None
+
+    @contextmanager
+    def step(self, name: str, deadline_s: float) -> Iterator[None]:
+        """Run one step under a deadline.
+
+        Raises:
+            Cancelled: the instance is not wanted as it was when the run began; nothing was done.
+            DeadlineExceeded: this thread was set aside meanwhile; another may be at work.
+        """
+        self.check()
+        self._step, self._deadline = name, self.clock() + deadline_s
+        try:
+            yield
+        finally:
+            self._deadline = None
+            if self._abandoned.is_set():
+                raise DeadlineExceeded(f"{self._step} of {self.uuid} took too long and was set aside")
+
+    def check(self) -> None:
+        """Raise as `step` does, between steps."""
+        if self._abandoned.is_set():
+            raise DeadlineExceeded(f"{self._step} of {self.uuid} took too long and was set aside")
+        if self._cancelled.is_set():
+            raise Cancelled(f"{self.uuid} has changed while it was worked on")
+
+    @property
+    def is_cancelled(self) -> bool:
+        return self._cancelled.is_set() or self._abandoned.is_set()
+
+    @property
+    def is_abandoned(self) -> bool:
+        return self._abandoned.is_set()
+
+    def cancel(self) -> None:
+        """Ask the run to end at its next step: what it works towards is not wanted any more."""
+        self._cancelled.set()
+
+    def go_on(self) -> None:
+        """Take back a cancellation, to clean up after it."""
+        self._cancelled.clear()
+
+    def overdue_step(self) -> str | None:
+        """Return the step whose deadline has passed, or nothing."""
+        deadline = self._deadline
+        return self._step if deadline is not None and self.clock() > deadline else None
+
+    def abandon(self) -> None:
+        self._abandoned.set()
+
+
+@dataclass(frozen=True)
+class Stuck:
+    """An instance that was set aside, and the step that did not return."""
+
+    uuid: str
+    step: str
+
+
+class Lanes:
+    """Runs ``work`` for the instances that were woken, ``count`` at a time.
+
+    Args:
+        work: does all there is to do for ``Work.uuid``, and handles its own errors; what it raises
+            all the same is logged.
+        count: how many instances are worked on side by side.
+        on_stuck: told when an instance is set aside; on a thread of the pool's supervisor.
+        on_exhausted: told once, when `STUCK_LIMIT` threads are stuck at the same time.
+        release_thread: called on each worker thread when it ends, for what belongs to a thread.
+    """
+
+    def __init__(
+        self,
+        work: Callable[[Work], None],
+        *,
+        count: int,
+        on_stuck: Callable[[Stuck], None] = lambda stuck: None,
+        on_exhausted: Callable[[list[Stuck]], None] = lambda stuck: None,
+        release_thread: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._work = work
+        self._count = count
+        self._on_stuck = on_stuck
+        self._on_exhausted = on_exhausted
+        self._release_thread = release_thread
+        self._clock = clock
+        self._changed = threading.Condition()
+        self._queue: deque[str] = deque()
+        self._again: set[str] = set()
+        self._running: dict[str, Work] = {}
+        self._stuck: dict[str, Work] = {}
+        self._is_closing = False
+        self._is_exhausted = False
+        self._serial = 0
+        for _ in range(count):
+            self._add_thread()
+        threading.Thread(target=self._supervise, name="lanes-supervisor", daemon=True).start()
+
+    def wake(self, uuid: str) -> None:
+        """See to it that ``uuid`` is worked on, once, from now on."""
+        with self._changed:
+            if self._is_closing:
+                return
+            if uuid in self._running or uuid in self._stuck:
+                self._again.add(uuid)
+            elif uuid not in self._queue:
+                self._queue.append(uuid)
+                self._changed.notify()
+
+    def cancel(self, uuid: str) -> None:
+        """Ask a run over ``uuid`` that is under way to end at its next step, and run it again."""
+        with self._changed:
+            work = self._running.get(uuid)
+            if work is not None:
+                work.cancel()
+                self._again.add(uuid)
+
+    def stuck(self) -> list[Stuck]:
+        with self._changed:
+            return [Stuck(uuid, work._step) for uuid, work in self._stuck.items()]
+
+    def is_idle(self) -> bool:
+        """Whether nothing waits and nothing is at work; the stuck do not count."""
+        with self._changed:
+            return not self._queue and not self._running
+
+    def close(self, timeout_s: float) -> bool:
+        """Take no new work, and wait until the work in hand has finished its step.
+
+        Returns whether it all ended in time.
+        """
+        with self._changed:
+            self._is_closing = True
+            self._queue.clear()
+            self._again.clear()
+            for work in self._running.values():
+                work.cancel()
+            self._changed.notify_all()
+            return self._changed.wait_for(lambda: not self._running, timeout_s)
+
+    def _add_thread(self) -> None:
+        self._serial += 1
+        threading.Thread(target=self._run, name=f"lane-{self._serial}", daemon=True).start()
+
+    def _run(self) -> None:
+        try:
+            while True:
+                work = self._take()
+                if work is None:
+                    return
+                try:
+                    self._work(work)
+                except Exception:
+                    log.exception("work on instance %s ended unexpectedly", work.uuid)
+                if not self._put_back(work):
+                    return
+        finally:
+            self._release_thread()
+
+    def _take(self) -> Work | None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._queue or self._is_closing)
+            if self._is_closing:
+                return None
+            work = Work(self._queue.popleft(), self._clock)
+            self._running[work.uuid] = work
+            return work
+
+    def _put_back(self, work: Work) -> bool:
+        """Note that ``work`` has ended; return whether its thread still belongs to the pool."""
+        with self._changed:
+            was_stuck = self._stuck.get(work.uuid) is work
+            if was_stuck:
+                del self._stuck[work.uuid]
+                self._again.add(work.uuid)
+            else:
+                del self._running[work.uuid]
+            if work.uuid in self._again and not self._is_closing:
+                self._again.discard(work.uuid)
+                self._queue.append(work.uuid)
+            self._changed.notify_all()
+            return not was_stuck
+
+    def _supervise(self) -> None:
+        while True:
+            with self._changed:
+                if self._changed.wait_for(lambda: self._is_closing, SUPERVISE_PERIOD_S):
+                    return
+                found: list[Stuck] = []
+                for uuid, work in list(self._running.items()):
+                    step = work.overdue_step()
+                    if step is None:
+                        continue
+                    work.abandon()
+                    del self._running[uuid]
+                    self._stuck[uuid] = work
+                    found.append(Stuck(uuid, step))
+                    self._add_thread()
+                exhausted = len(self._stuck) >= STUCK_LIMIT and not self._is_exhausted
+                self._is_exhausted = self._is_exhausted or exhausted
+                everyone = [Stuck(uuid, work._step) for uuid, work in self._stuck.items()]
+            for stuck in found:
+                self._on_stuck(stuck)
+            if exhausted:
+                self._on_exhausted(everyone)

@@ -1,0 +1,312 @@
+"""Drives every instance of this host from what is found to what is wanted.
+
+Wakes come from etcd (an assignment changed), from libvirt (a domain changed), from a fetched image,
+from a retry that is due, and from the scan that goes through everything at start, after a gap and
+every ten minutes. A wake names an instance and nothing more; its lane reads, looks, plans and acts,
+the same way each time.
+"""
+
+from __future__ import annotations
+
+import heapq
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+
+from ecompute.cluster import keys
+from ecompute.cluster.documents import Assignment, Power, Role, Seen
+from ecompute.cluster.errors import Cancelled, CloudError, CompareFailed, DeadlineExceeded, Unavailable
+from ecompute.cluster.failpoint import reach
+from ecompute.cluster.periodic import Periodic
+from ecompute.cluster.store import Change, Store, Versioned, Watcher
+from ecompute.hypervisor.api import Hypervisor
+from ecompute.instances.actuate import DEADLINE_S, DEFAULT_DEADLINE_S, Actuator, ImagePendingError
+from ecompute.instances.lanes import Lanes, Stuck, Work
+from ecompute.instances.memory import Memory
+from ecompute.instances.plan import after_failure, has_nothing, plan
+from ecompute.instances.reporter import Reporter
+from ecompute.instances.terms import Found, Phase, Plan, Record, Step
+from ecompute.network.membership import Memberships
+
+SCAN_PERIOD_S = 600.0
+SOON_S = 0.2
+RETRY_S = 5.0
+FAILED_RETRY_S = 60.0
+
+TIMED = (Step.REPORT_CREATED, Step.REPORT_DELETED, Step.REPORT_FAILED)
+
+PHASE = {
+    Step.REMEMBER_BUILDING: Phase.BUILDING,
+    Step.REMEMBER_STARTING: Phase.STARTING,
+    Step.REMEMBER_RUNNING: Phase.RUNNING,
+    Step.REMEMBER_REMOVING: Phase.REMOVING,
+    Step.REMEMBER_REMOVED: Phase.REMOVED,
+}
+
+log = logging.getLogger(__name__)
+
+
+class InstanceReconciler:
+    """All instances of one host.
+
+    Args:
+        provider: the host's provider uuid.
+        hold_reason: why the host is on hold, or ``None``.
+        witness: told of the revision that is about to be acted on.
+        boot_id: which boot of the machine this is.
+        on_exhausted: told when so many lanes are stuck that the daemon had better start anew.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        watcher: Watcher,
+        hypervisor: Hypervisor,
+        actuator: Actuator,
+        memberships: Memberships,
+        memory: Memory,
+        reporter: Reporter,
+        provider: str,
+        lanes: int,
+        boot_id: str,
+        hold_reason: Callable[[], str | None],
+        witness: Callable[[int], None],
+        on_exhausted: Callable[[list[Stuck]], None],
+        release_thread: Callable[[], None],
+        rng: random.Random,
+    ) -> None:
+        self._store = store
+        self._watcher = watcher
+        self._hypervisor = hypervisor
+        self._actuator = actuator
+        self._memberships = memberships
+        self._memory = memory
+        self._reporter = reporter
+        self._provider = provider
+        self._boot_id = boot_id
+        self._hold_reason = hold_reason
+        self._witness = witness
+        self._lanes = Lanes(
+            self._work, count=lanes, on_stuck=self._stuck, on_exhausted=on_exhausted, release_thread=release_thread
+        )
+        self._retries = Retries(self._lanes.wake)
+        self._scanning = Periodic("instances", self._scan, period_s=SCAN_PERIOD_S, rng=rng)
+        self._has_scanned = threading.Event()
+        self._lock = threading.Lock()
+        self._questions: dict[str, list[Future[bool]]] = {}
+
+    def start(self) -> None:
+        """Begin; returns at once. `has_converged` tells when everything was gone through."""
+        self._follow = self._watcher.follow(keys.assignments(self._provider), Assignment, self._changed)
+        self._hypervisor.on_change(self._domain_changed)
+        self._scanning.start()
+
+    def rescan(self) -> None:
+        """Go through everything soon."""
+        self._scanning.wake()
+
+    def has_converged(self) -> bool:
+        """Whether everything was gone through at least once and nothing is at work."""
+        return self._has_scanned.is_set() and self._lanes.is_idle()
+
+    def has_nothing(self, uuid: str) -> Future[bool]:
+        """Answer, from the instance's own lane, whether nothing of it is here and nothing will be."""
+        answer: Future[bool] = Future()
+        with self._lock:
+            self._questions.setdefault(uuid, []).append(answer)
+        self._lanes.wake(uuid)
+        return answer
+
+    def stuck(self) -> list[Stuck]:
+        return self._lanes.stuck()
+
+    def close(self, timeout_s: float) -> bool:
+        """End after the steps in hand; return whether they ended in time."""
+        self._scanning.stop()
+        self._retries.close()
+        return self._lanes.close(timeout_s)
+
+    # --- wakes ---
+
+    def _changed(self, change: Change[Assignment]) -> None:
+        if change.is_relist:
+            self._scanning.wake()
+            return
+        uuid = keys.last(change.key)
+        before = None if change.before is None else change.before.value
+        if change.after is None or (before is not None and _is_other_work(before, change.after.value)):
+            self._lanes.cancel(uuid)
+        self._lanes.wake(uuid)
+
+    def _domain_changed(self, uuid: str) -> None:
+        if uuid:
+            self._lanes.wake(uuid)
+        else:
+            self._scanning.wake()
+
+    def _scan(self) -> None:
+        """Wake every instance that is wanted, found or remembered here."""
+        domains = {uuid for uuid, domain in self._hypervisor.list().items() if domain.is_ours}
+        wanted = self._store.list(keys.assignments(self._provider), Assignment)
+        reported = {keys.last(key) for key in self._store.keys(keys.seen_by(self._provider))[0]}
+        for key, reason in wanted.unreadable:
+            log.error("assignment %s cannot be read and is left alone: %s", key, reason)
+        unreadable = {keys.last(key) for key, _ in wanted.unreadable}
+        for item in wanted.items:
+            if item.value.role is Role.RUN and item.value.uuid in domains:
+                self._memberships.adopt(item.value.uuid, item.value.spec.interfaces)
+        remembered = {uuid for uuid, record in self._memory.records().items() if record.phase is not Phase.REMOVED}
+        uuids = domains | {i.value.uuid for i in wanted.items} | reported | remembered | self._actuator.with_files()
+        for uuid in sorted(uuids - unreadable):
+            self._lanes.wake(uuid)
+        if not unreadable:
+            self._memberships.sweep({vni for i in wanted.items for vni in (n.vni for n in i.value.spec.interfaces)})
+        self._has_scanned.set()
+
+    def _stuck(self, stuck: Stuck) -> None:
+        log.error("instance %s is set aside: its step %s does not return", stuck.uuid, stuck.step)
+
+    # --- the work of a lane ---
+
+    def _work(self, work: Work) -> None:
+        try:
+            self._converge(work)
+        except Cancelled:
+            self._actuator.stop_fetching(work.uuid)
+        except ImagePendingError as pending:
+            pending.future.add_done_callback(lambda future: self._lanes.wake(work.uuid))
+        except DeadlineExceeded as error:
+            log.warning("%s", error)
+        except CompareFailed:
+            self._retries.later(work.uuid, SOON_S)
+        except Unavailable as error:
+            log.warning("instance %s waits: %s", work.uuid, error)
+            self._retries.later(work.uuid, RETRY_S)
+        except CloudError as error:
+            log.error("instance %s: %s", work.uuid, error)
+            self._retries.later(work.uuid, FAILED_RETRY_S)
+
+    def _converge(self, work: Work) -> None:
+        uuid = work.uuid
+        with work.step("read", DEFAULT_DEADLINE_S):
+            assignment = self._store.get(keys.assignment(self._provider, uuid), Assignment)
+            reported = self._store.get(keys.seen(self._provider, uuid), Seen)
+        wanted = None if assignment is None else assignment.value
+        with work.step("look", DEFAULT_DEADLINE_S):
+            found = self._actuator.look(uuid, wanted)
+        record = self._memory.record(uuid)
+        planned = plan(
+            wanted,
+            found,
+            record,
+            hold=self._hold_reason() is not None,
+            boot_id=self._boot_id,
+            reported=None if reported is None else reported.value,
+        )
+        if not planned.steps:
+            self._answer(uuid, has_nothing(wanted, found, record, hold=self._hold_reason() is not None))
+            return
+        self._answer(uuid, False)
+        log.info("instance %s: %s: %s", uuid, planned.reason, ", ".join(planned.steps))
+        if assignment is not None:
+            self._witness(assignment.mod_revision)
+        try:
+            self._run(work, planned, assignment, found)
+        except (Cancelled, DeadlineExceeded, CompareFailed, Unavailable):
+            raise
+        except CloudError as error:
+            log.error("instance %s: %s", uuid, error)
+            self._clean_up(work, planned, assignment, str(error))
+
+    def _answer(self, uuid: str, is_nothing: bool) -> None:
+        with self._lock:
+            questions = self._questions.pop(uuid, [])
+        for question in questions:
+            question.set_result(is_nothing)
+
+    def _clean_up(self, work: Work, planned: Plan, assignment: Versioned[Assignment] | None, error: str) -> None:
+        wanted = None if assignment is None else assignment.value
+        with work.step("look", DEFAULT_DEADLINE_S):
+            found = self._actuator.look(work.uuid, wanted)
+        self._actuator.stop_fetching(work.uuid)
+        self._run(work, after_failure(planned, found, self._memory.record(work.uuid), error), assignment, found)
+        self._retries.later(work.uuid, FAILED_RETRY_S)
+
+    def _run(self, work: Work, planned: Plan, assignment: Versioned[Assignment] | None, found: Found) -> None:
+        began = time.monotonic()
+        wanted = None if assignment is None else assignment.value
+        for step in planned.steps:
+            with work.step(step, DEADLINE_S.get(step, DEFAULT_DEADLINE_S)):
+                reach(f"{step}.before")
+                if step.is_report:
+                    self._reporter.write(
+                        step,
+                        work.uuid,
+                        assignment,
+                        record=self._memory.record(work.uuid),
+                        found=self._actuator.look(work.uuid, wanted),
+                        error=planned.error,
+                        seconds=time.monotonic() - began if step in TIMED else None,
+                    )
+                elif step is Step.CLEAR_REPORT:
+                    self._reporter.clear(work.uuid)
+                elif step.is_memory:
+                    self._memory.remember(self._record(step, work.uuid, wanted))
+                elif step is Step.FORGET:
+                    self._memory.forget(work.uuid)
+                else:
+                    self._actuator.do(step, work.uuid, wanted)
+                reach(f"{step}.after")
+
+    def _record(self, step: Step, uuid: str, assignment: Assignment | None) -> Record:
+        before = self._memory.record(uuid)
+        epoch = assignment.epoch if assignment is not None else before.epoch if before is not None else 0
+        power = before.power if before is not None else Power.UNKNOWN
+        if step is Step.REMEMBER_RUNNING:
+            power = self._actuator.look(uuid, assignment).domain or Power.OFF
+        return Record(uuid=uuid, epoch=epoch, phase=PHASE[step], boot_id=self._boot_id, power=power)
+
+
+class Retries:
+    """Wakes instances later. Safe from several threads."""
+
+    def __init__(self, wake: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
+        self._wake = wake
+        self._clock = clock
+        self._changed = threading.Condition()
+        self._due: list[tuple[float, str]] = []
+        self._is_closed = False
+        threading.Thread(target=self._run, name="retries", daemon=True).start()
+
+    def later(self, uuid: str, delay_s: float) -> None:
+        with self._changed:
+            heapq.heappush(self._due, (self._clock() + delay_s, uuid))
+            self._changed.notify()
+
+    def close(self) -> None:
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                if self._is_closed:
+                    return
+                now = self._clock()
+                if not self._due:
+                    self._changed.wait()
+                    continue
+                if self._due[0][0] > now:
+                    self._changed.wait(self._due[0][0] - now)
+                    continue
+                _, uuid = heapq.heappop(self._due)
+            self._wake(uuid)
+
+
+def _is_other_work(before: Assignment, after: Assignment) -> bool:
+    return (before.role, before.epoch) != (after.role, after.epoch)
