@@ -1,0 +1,142 @@
+"""``intent → claim → request``: how capacity is taken so that a crash between any two is found.
+
+Left behind by a writer that dies
+
+- after the intent: an intent with no allocation. The audit deletes it after the grace period.
+- after the claim: an intent and an allocation. The audit deletes the intent, *then* releases the
+  claim: a writer that slept meanwhile finds its intent gone when it compares it in the request.
+- after the request: nothing; the request deleted the intent in its own transaction.
+
+The consumer of the allocation is the instance's uuid. Uuids are random and not used twice: a
+consumer's generation does not tell one life of a uuid from the next.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+
+from ecompute.cluster import keys
+from ecompute.cluster.documents import Incarnation, Instance, Intent, timestamp
+from ecompute.cluster.errors import CompareFailed, Conflict, OnHold
+from ecompute.cluster.failpoint import reach
+from ecompute.cluster.placement import Placement
+from ecompute.cluster.store import Compare, Delete, Op, Put, Store, Versioned, absent, unchanged
+
+INSTANCE_CONSUMER = "ECOMPUTE_INSTANCE"
+"""Consumer types of ours begin with ``ECOMPUTE_``; others are reported, never touched."""
+
+FAILPOINTS = ("claim.before_intent", "claim.intended", "claim.claimed", "claim.requested")
+
+
+class Claim:
+    """One consumer's way from intent to request. Not for use by several threads."""
+
+    def __init__(self, claims: Claims, intent: Versioned[Intent], incarnation: Versioned[Incarnation]) -> None:
+        self.consumer = intent.value.consumer
+        self._claims = claims
+        self._intent = intent
+        self._incarnation = incarnation
+
+    def take(self, allocations: Mapping[str, Mapping[str, int]], mappings: Mapping[str, list[str]] | None) -> None:
+        """Claim ``allocations`` ({provider: {class: amount}}) in placement, all or none.
+
+        Raises:
+            ClaimRefused: no room there, or no quota; another host may be tried with the same intent.
+            PlacementUnavailable: it is not known whether it was written. Give it back, or leave it
+                to the audit.
+        """
+        self._claims.placement.claim(
+            self.consumer,
+            allocations,
+            mappings or {},
+            project_id=self._intent.value.namespace,
+            user_id=self._intent.value.writer,
+            consumer_type=INSTANCE_CONSUMER,
+        )
+        reach("claim.claimed")
+
+    def request(self, compares: list[Compare], operations: list[Op]) -> int:
+        """Write the request; it holds only while the intent and the incarnation are as they were.
+
+        Raises:
+            CompareFailed: nothing was written. `is_void` says whether the intent was the reason.
+        """
+        revision = self._claims.store.commit(
+            [unchanged(self._intent), unchanged(self._incarnation), *compares],
+            [Delete(self._intent.key), *operations],
+        )
+        reach("claim.requested")
+        return revision
+
+    def is_void(self) -> bool:
+        """Whether the audit, or a restore, has taken this claim away meanwhile."""
+        intent = self._claims.store.get(self._intent.key, Intent)
+        incarnation = self._claims.store.get(keys.INCARNATION, Incarnation)
+        return (
+            intent is None
+            or intent.mod_revision != self._intent.mod_revision
+            or incarnation is None
+            or incarnation.value.id != self._incarnation.value.id
+        )
+
+    def release(self) -> None:
+        """Give the claim back, and keep the intent for the next try."""
+        self._claims.placement.release(self.consumer)
+
+    def give_up(self) -> None:
+        """Give back intent and claim, in that order.
+
+        With the intent deleted, no request that is still under way can be written. If it was
+        written after all, it deleted the intent, and the claim is the instance's.
+        """
+        store = self._claims.store
+        try:
+            store.commit([unchanged(self._intent)], [Delete(self._intent.key)])
+        except CompareFailed:
+            if store.get(keys.instance(self.consumer), Instance) is not None:
+                return
+        self._claims.placement.release(self.consumer)
+
+
+class Claims:
+    """Begins claims for one writer. Safe from several threads."""
+
+    def __init__(
+        self, store: Store, placement: Placement, *, writer: str, now: Callable[[], float] = time.time
+    ) -> None:
+        self.store = store
+        self.placement = placement
+        self._writer = writer
+        self._now = now
+
+    def begin(self, consumer: str, *, namespace: str) -> Claim:
+        """Write the intent to create ``consumer``.
+
+        Raises:
+            OnHold: this etcd holds no cloud: no host has registered, or its data was lost.
+            Conflict: the consumer has an instance, or is being claimed by somebody else.
+        """
+        incarnation = self.store.get(keys.INCARNATION, Incarnation)
+        if incarnation is None:
+            raise OnHold(
+                "etcd holds no cloud: no host has ever registered in it, or its data was lost",
+                hint="start `ecompute run` on a host; after a loss, restore etcd from a backup",
+            )
+        reach("claim.before_intent")
+        key = keys.intent(consumer)
+        intent = Intent(
+            consumer=consumer,
+            kind="create",
+            namespace=namespace,
+            writer=self._writer,
+            made_at=timestamp(self._now()),
+        )
+        try:
+            revision = self.store.commit(
+                [absent(key), absent(keys.instance(consumer)), unchanged(incarnation)], [Put(key, intent)]
+            )
+        except CompareFailed as error:
+            raise Conflict(f"{consumer} is in use", hint="choose another uuid") from error
+        reach("claim.intended")
+        return Claim(self, Versioned(key, intent, revision, revision, 0), incarnation)

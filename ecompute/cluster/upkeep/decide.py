@@ -1,0 +1,213 @@
+"""What upkeep does: `finish` for one instance, `leaks` for what nobody claims any more. Pure.
+
+Upkeep is run by whoever is trusted and comes first: a tool that waits, or the lead. Several may run
+at once, and any may be paused between two of its acts, past its lease. Its writes to etcd compare
+what was read, and those of a leader its lead. A write to placement can compare nothing in etcd, so a
+claim is released only for a reason that stays true for ever:
+
+- **gone**: the host reported that it removed the instance, and nothing is built after that report.
+- **gated**: neither an intent nor an instance exists. A request needs its intent, an intent is
+  written once for a uuid, and uuids are not used twice; so no request can follow any more.
+
+A reason of etcd's alone is not enough. Set back to an older state, etcd knows neither the intent nor
+the instance of a guest that runs. So a gated claim is released only after its host has answered, when
+asked after the fact, that nothing of it is there (`ecompute.instances.plan.has_nothing`). A host that
+is dead or on hold does not answer, and its claims wait for it.
+
+Order of one act, so that a crash in it leaves the reason to do it again: the intent is deleted before
+its claim is released; a claim is released before the keys that say so are deleted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from ecompute.cluster.documents import Assignment, Instance, Role, Seen, State
+
+GRACE_S = 60.0
+"""How long an intent or a claim may stand unchanged, on the auditor's own clock."""
+
+OUR_CONSUMERS = "ECOMPUTE_"
+"""How the types of our consumers begin; others are reported, never touched."""
+
+
+class Act(StrEnum):
+    NOTHING = "nothing"
+    ORDER_REMOVAL = "order-removal"
+    """Write the assignment, absent, from the instance. Compares: instance and assignment (or its absence)."""
+    MARK_FAILED = "mark-failed"
+    """One transaction: the instance in error with the report's reason, its assignment absent. Compares
+    both. Then release the claim."""
+    RELEASE = "release"
+    """Release the claim; idempotent, and may find it released. The keys stay."""
+    RELEASE_AND_DELETE = "release-and-delete"
+    """Release the claim, then delete every key in one transaction that compares instance and assignment
+    (or their absence)."""
+
+
+@dataclass(frozen=True)
+class FinishPlan:
+    act: Act
+    reason: str
+    error: str | None = None
+    """For `Act.MARK_FAILED`: what the instance's error is."""
+
+
+def finish(instance: Instance | None, assignment: Assignment | None, seen: Seen | None) -> FinishPlan:
+    """Return what is to be done for one instance, by its host's report.
+
+    Args:
+        instance: as read; None: there is none (someone deleted its key).
+        assignment: its host's, read together with ``instance``; None: there is none.
+        seen: its host's report, read with or after them; None: there is none.
+    """
+    if instance is None:
+        if assignment is not None and assignment.role is Role.ABSENT and _is_gone(seen, assignment.epoch):
+            return FinishPlan(Act.RELEASE_AND_DELETE, "it is gone, and its instance was deleted before")
+        return FinishPlan(Act.NOTHING, "there is no instance")
+    if assignment is not None and assignment.epoch != instance.epoch:
+        return FinishPlan(Act.NOTHING, "its assignment is of another epoch")
+    is_ordered = assignment is not None and assignment.role is Role.ABSENT
+    is_gone = _is_gone(seen, instance.epoch)
+    if instance.state is State.DELETING:
+        if is_gone and seen is not None and seen.generation >= instance.generation:
+            return FinishPlan(Act.RELEASE_AND_DELETE, "its host reports it gone")
+        if not is_ordered:
+            return FinishPlan(Act.ORDER_REMOVAL, "it is to be deleted and its host was not told")
+        return FinishPlan(Act.NOTHING, "its host has not reported it gone")
+    if not is_gone:
+        return FinishPlan(Act.NOTHING, "it is on its host")
+    assert seen is not None
+    if instance.state is State.ERROR and is_ordered:
+        return FinishPlan(Act.RELEASE, "it failed, and nothing of it is on its host")
+    if assignment is None:
+        return FinishPlan(Act.NOTHING, "its assignment is missing; an operator's matter")
+    error = seen.error or "it is gone from its host, which was not asked to remove it"
+    return FinishPlan(Act.MARK_FAILED, "nothing of it is on its host", error)
+
+
+def _is_gone(seen: Seen | None, epoch: int) -> bool:
+    return seen is not None and seen.is_gone and seen.epoch == epoch
+
+
+@dataclass(frozen=True)
+class Held:
+    """One consumer's allocation in placement."""
+
+    providers: frozenset[str]
+    consumer_type: str
+
+
+@dataclass(frozen=True)
+class HostLook:
+    """What etcd says of one host that matters to the audit."""
+
+    is_alive: bool = False
+    is_on_hold: bool = False
+    guests: frozenset[str] = frozenset()
+    """Uuids of its assignments, and of its reports that do not say gone."""
+
+    @property
+    def can_answer(self) -> bool:
+        return self.is_alive and not self.is_on_hold
+
+
+@dataclass(frozen=True)
+class Look:
+    """What an auditor read in one go: placement first, then etcd, then the answers of hosts.
+
+    In this order a claim on its way (intent, claim, request) is never seen without its intent or its
+    instance. Times are of the auditor's own monotonic clock.
+    """
+
+    began_s: float
+    ended_s: float
+    allocations: Mapping[str, Held] = field(default_factory=dict)
+    intents: Mapping[str, int] = field(default_factory=dict)
+    """Consumer to the mod revision of its intent."""
+    instances: frozenset[str] = frozenset()
+    """All there are."""
+    holders: frozenset[str] = frozenset()
+    """Those of them that ought to hold a claim: neither in error with their assignment absent, nor deleting."""
+    hosts: Mapping[str, HostLook] = field(default_factory=dict)
+    """By provider uuid."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """To be asked of a host: is there anything of this consumer?"""
+
+    provider: str
+    consumer: str
+
+
+@dataclass(frozen=True)
+class Leaks:
+    intents: Mapping[str, int] = field(default_factory=dict)
+    """Stale: delete each first, comparing its mod revision and, where one leads, the lead."""
+    questions: tuple[Question, ...] = ()
+    """Ask these after that; `releases` then says which claims to release."""
+    foreign: tuple[str, ...] = ()
+    """Consumers of types that are not ours, to be reported. Never touched."""
+    stranded: tuple[str, ...] = ()
+    """Claims that nobody holds, of hosts that cannot answer now."""
+    unbacked: tuple[str, ...] = ()
+    """Instances whose claim is gone (placement was set back), to be reported. Their guests stay."""
+
+
+def leaks(before: Look | None, now: Look) -> Leaks:
+    """Return what two looks in a row, at least `GRACE_S` apart, agree is held by nobody.
+
+    A caller that looks more often keeps the earlier look until it is old enough (`keep`).
+    """
+    foreign = tuple(sorted(c for c, held in now.allocations.items() if not _is_ours(held)))
+    if before is None or now.began_s - before.ended_s < GRACE_S:
+        return Leaks(foreign=foreign)
+    stale = {c: revision for c, revision in now.intents.items() if before.intents.get(c) == revision}
+    questions: list[Question] = []
+    stranded: list[str] = []
+    unclaimed = (_unclaimed(now) & _unclaimed(before)) | (stale.keys() & now.allocations.keys() - now.instances)
+    for consumer in sorted(unclaimed):
+        providers = sorted(now.allocations[consumer].providers)
+        hosts = [now.hosts.get(provider, HostLook()) for provider in providers]
+        if not all(host.can_answer for host in hosts):
+            stranded.append(consumer)
+        elif not any(consumer in host.guests for host in hosts):
+            questions += [Question(provider, consumer) for provider in providers]
+    unbacked = (now.holders & before.holders) - now.allocations.keys() - before.allocations.keys()
+    return Leaks(
+        intents=stale,
+        questions=tuple(questions),
+        foreign=foreign,
+        stranded=tuple(stranded),
+        unbacked=tuple(sorted(unbacked)),
+    )
+
+
+def releases(asked: Leaks, deleted: frozenset[str], nothing_there: frozenset[Question]) -> tuple[str, ...]:
+    """Return the consumers to release: those of which every host asked has answered *nothing*.
+
+    Args:
+        asked: what was to be done.
+        deleted: the consumers of ``asked.intents`` whose intent this auditor has deleted.
+        nothing_there: the questions answered so, asked after that. No answer counts as *something*.
+    """
+    consumers = {question.consumer for question in asked.questions}
+    refused = {question.consumer for question in asked.questions if question not in nothing_there}
+    return tuple(sorted(consumers - refused - (asked.intents.keys() - deleted)))
+
+
+def keep(before: Look | None, now: Look) -> Look:
+    """Return the look that the next one is to be compared with."""
+    return before if before is not None and now.began_s - before.ended_s < GRACE_S else now
+
+
+def _is_ours(held: Held) -> bool:
+    return held.consumer_type.startswith(OUR_CONSUMERS)
+
+
+def _unclaimed(look: Look) -> set[str]:
+    ours = {consumer for consumer, held in look.allocations.items() if _is_ours(held)}
+    return ours - look.intents.keys() - look.instances

@@ -1,0 +1,181 @@
+"""Ends the life of an instance by its host's report: decided in `decide.finish`, done here.
+
+Run by whoever is trusted and comes first: the tool that waits, or the lead. Killed between any two
+of its writes, it leaves the reason to do the rest: the claim is released before the keys that say so
+are deleted, and releasing twice is releasing once. Never run by a host.
+
+Safe from several threads.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TypeVar
+
+from msgspec import structs
+
+from ecompute.cluster import keys, states
+from ecompute.cluster.documents import Assignment, Instance, NetworkHost, Port, Role, Seen, State
+from ecompute.cluster.errors import CompareFailed
+from ecompute.cluster.events import INSTANCE, Events
+from ecompute.cluster.failpoint import reach
+from ecompute.cluster.placement import Placement
+from ecompute.cluster.store import (
+    Compare,
+    Delete,
+    DeletePrefix,
+    Op,
+    Put,
+    Store,
+    Versioned,
+    absent,
+    unchanged,
+)
+from ecompute.cluster.upkeep.decide import Act, finish
+
+TRIES = 20
+
+FAILPOINTS = ("finish.begin", "finish.marked", "finish.released", "finish.deleted")
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+
+class Finisher:
+    """Finishes instances.
+
+    Args:
+        guard: what every transaction compares besides; a leader's term.
+    """
+
+    def __init__(
+        self, store: Store, placement: Placement, events: Events, guard: Callable[[], list[Compare]] = list
+    ) -> None:
+        self._store = store
+        self._placement = placement
+        self._events = events
+        self._guard = guard
+
+    def finish(self, uuid: str, provider: str | None = None) -> Act:
+        """Do all that the reports about ``uuid`` allow now; return the last thing done.
+
+        Args:
+            provider: its host, for an instance whose key is missing.
+
+        Raises:
+            Unavailable: etcd or placement does not answer; call again.
+        """
+        for _ in range(TRIES):
+            instance = self._store.get(keys.instance(uuid), Instance)
+            host = instance.value.provider if instance is not None else provider
+            if host is None:
+                return Act.NOTHING
+            assignment = self._store.get(keys.assignment(host, uuid), Assignment)
+            seen = self._store.get(keys.seen(host, uuid), Seen)
+            planned = finish(_value(instance), _value(assignment), _value(seen))
+            reach("finish.begin")
+            try:
+                if planned.act is Act.NOTHING:
+                    return Act.NOTHING
+                if planned.act is Act.ORDER_REMOVAL and instance is not None:
+                    self._order_removal(instance, assignment)
+                elif planned.act is Act.MARK_FAILED and instance is not None and assignment is not None:
+                    self._mark_failed(instance, assignment, planned.error or "its build failed")
+                    reach("finish.marked")
+                    continue  # and release the claim, by what is written now
+                elif planned.act is Act.RELEASE:
+                    self._placement.release(uuid)
+                elif planned.act is Act.RELEASE_AND_DELETE:
+                    self._placement.release(uuid)
+                    reach("finish.released")
+                    self._delete(uuid, host, instance, assignment)
+                    reach("finish.deleted")
+                return planned.act
+            except CompareFailed:
+                continue
+        log.warning("instance %s could not be finished: it keeps changing", uuid)
+        return Act.NOTHING
+
+    def _order_removal(self, instance: Versioned[Instance], assignment: Versioned[Assignment] | None) -> None:
+        value = instance.value
+        key = keys.assignment(value.provider, value.uuid)
+        ordered = Assignment(
+            uuid=value.uuid,
+            namespace=value.namespace,
+            name=value.name,
+            role=Role.ABSENT,
+            generation=value.generation,
+            epoch=value.epoch,
+            spec=value.spec,
+        )
+        self._store.commit(
+            [unchanged(instance), absent(key) if assignment is None else unchanged(assignment), *self._guard()],
+            [Put(key, ordered)],
+        )
+
+    def _mark_failed(self, instance: Versioned[Instance], assignment: Versioned[Assignment], error: str) -> None:
+        value = instance.value
+        generation = value.generation + 1
+        failed = structs.replace(
+            value, state=states.check(value.state, State.ERROR), error=error, generation=generation
+        )
+        self._store.commit(
+            [unchanged(instance), unchanged(assignment), *self._guard()],
+            [
+                Put(instance.key, failed),
+                Put(
+                    assignment.key,
+                    structs.replace(assignment.value, role=Role.ABSENT, generation=generation),
+                ),
+                self._events.record(INSTANCE, value.uuid, "released", "its claim is given back"),
+            ],
+        )
+
+    def _delete(
+        self, uuid: str, host: str, instance: Versioned[Instance] | None, assignment: Versioned[Assignment] | None
+    ) -> None:
+        known = instance.value if instance is not None else assignment.value if assignment is not None else None
+        if known is None:
+            return
+        compares: list[Compare] = [
+            absent(keys.instance(uuid)) if instance is None else unchanged(instance),
+            absent(keys.assignment(host, uuid)) if assignment is None else unchanged(assignment),
+            *self._guard(),
+        ]
+        operations: list[Op] = [
+            Delete(keys.instance(uuid)),
+            Delete(keys.assignment(host, uuid)),
+            Delete(keys.secrets(host, uuid)),
+            Delete(keys.seen(host, uuid)),
+            Delete(keys.booted(uuid)),
+            Delete(keys.name(known.namespace, INSTANCE, known.name, uuid)),
+            DeletePrefix(keys.events(INSTANCE, uuid)),
+        ]
+        for network_uuid in {interface.network_uuid for interface in known.spec.interfaces}:
+            self._leave(network_uuid, uuid, host, compares, operations)
+        for interface in known.spec.interfaces:
+            operations += [
+                Delete(keys.address(interface.network_uuid, address.split("/")[0])) for address in interface.addresses
+            ]
+            operations.append(Delete(keys.port(interface.network_uuid, interface.uuid)))
+        self._store.commit(compares, operations)
+        self._events.forget(INSTANCE, uuid)
+
+    def _leave(self, network_uuid: str, uuid: str, host: str, compares: list[Compare], operations: list[Op]) -> None:
+        """Take ``host`` out of the network's members if ``uuid`` is its last instance there."""
+        key = keys.network_host(network_uuid, host)
+        # Read before the ports: whoever adds one rewrites this key, and the comparison fails.
+        member = self._store.get(key, NetworkHost)
+        if member is None:
+            return
+        ports = self._store.list(keys.ports(network_uuid), Port)
+        if any(port.value.provider == host and port.value.instance_uuid != uuid for port in ports.items):
+            return
+        compares.append(unchanged(member))
+        operations.append(Delete(key))
+
+
+def _value(found: Versioned[T] | None) -> T | None:
+    return None if found is None else found.value

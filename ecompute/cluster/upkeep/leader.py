@@ -1,0 +1,165 @@
+"""What the lead does: finishes instances as their hosts report them, and audits.
+
+Every daemon campaigns; one leads. While it does, it watches all reports: one that allows a finish is
+acted upon at once. A sweep goes through everything when the lead is taken and every ten minutes,
+with the same code. Each transaction compares the term.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+
+from ecompute.cluster import keys
+from ecompute.cluster.documents import Assignment, Instance, Role, Seen, State
+from ecompute.cluster.errors import CloudError, Unavailable
+from ecompute.cluster.events import Events
+from ecompute.cluster.periodic import Periodic
+from ecompute.cluster.placement import Placement
+from ecompute.cluster.store import Change, Compare, Store, Watcher
+from ecompute.cluster.upkeep.audit import Audit
+from ecompute.cluster.upkeep.finish import Finisher
+from ecompute.cluster.upkeep.lead import Election, Term
+
+ROLE = "upkeep"
+CAMPAIGN_PERIOD_S = 5.0
+SWEEP_PERIOD_S = 600.0
+SHORT_AUDIT_PERIOD_S = 20.0
+FULL_AUDIT_PERIOD_S = 900.0
+FIRST_FULL_AUDITS_S = 65.0
+"""A new lead takes its first two full looks this far apart, so that what its predecessor left is
+found soon."""
+
+
+class NotLeading(CloudError):
+    """The term ended while its holder was at work."""
+
+    code = "upkeep.not_leading"
+
+
+log = logging.getLogger(__name__)
+
+
+class Leader:
+    """One process's part in the upkeep, from `start` to `stop`.
+
+    Args:
+        holder: who this is, for people who look at ``/lead/upkeep``.
+    """
+
+    def __init__(
+        self, store: Store, placement: Placement, events: Events, *, holder: str, rng: random.Random | None = None
+    ) -> None:
+        rng = rng or random.Random()  # noqa: S311 - spreads load, guards nothing
+        self._store = store
+        self._election = Election(store, ROLE, holder)
+        self._finisher = Finisher(store, placement, events, self._guard)
+        self._audit = Audit(store, placement, self._guard)
+        self._lock = threading.Lock()
+        self._marked: set[tuple[str, str]] = set()
+        self._watcher: Watcher | None = None
+        self._led: Term | None = None
+        self._has_looked = False
+        self._due = {"sweep": 0.0, "short audit": 0.0, "full audit": 0.0}
+        self._periodic = Periodic("upkeep", self._turn, period_s=CAMPAIGN_PERIOD_S, rng=rng)
+
+    def start(self) -> None:
+        self._periodic.start()
+
+    def stop(self) -> None:
+        """Give the lead back."""
+        self._periodic.stop()
+        self._forget_term()
+        try:
+            self._election.resign()
+        except Unavailable as error:
+            log.info("the lead ends with its lease: %s", error)
+
+    def _guard(self) -> list[Compare]:
+        term = self._election.term
+        if term is None or term != self._led:
+            raise NotLeading("this process does not lead any more")
+        return [term.holds()]
+
+    def _turn(self) -> None:
+        term = self._election.campaign()
+        if term != self._led:
+            self._forget_term()
+            if term is not None:
+                self._begin(term)
+        if term is None:
+            return
+        try:
+            self._lead(time.monotonic())
+        except NotLeading:
+            self._forget_term()
+
+    def _begin(self, term: Term) -> None:
+        log.info("leading the upkeep since revision %d", term.create_revision)
+        now = time.monotonic()
+        self._led = term
+        self._has_looked = False
+        self._due = {"sweep": now, "short audit": now, "full audit": now}
+        self._watcher = self._store.watcher()
+        self._watcher.follow(keys.SEEN, Seen, self._seen)
+
+    def _forget_term(self) -> None:
+        self._led = None
+        if self._watcher is not None:
+            self._watcher.close()
+            self._watcher = None
+        with self._lock:
+            self._marked.clear()
+
+    def _seen(self, change: Change[Seen]) -> None:
+        if change.is_relist or change.after is None or not change.after.value.is_gone:
+            return
+        with self._lock:
+            self._marked.add((keys.parts(change.key)[1], keys.last(change.key)))
+        self._periodic.wake()
+
+    def _lead(self, now: float) -> None:
+        with self._lock:
+            marked, self._marked = self._marked, set()
+        if self._is_due("sweep", now, SWEEP_PERIOD_S):
+            marked |= self._sweep()
+        while marked:
+            provider, uuid = marked.pop()
+            try:
+                self._finisher.finish(uuid, provider)
+            except Unavailable:
+                with self._lock:
+                    self._marked |= marked | {(provider, uuid)}
+                raise
+        if self._is_due("short audit", now, SHORT_AUDIT_PERIOD_S):
+            self._audit.run(is_full=False)
+        if self._is_due("full audit", now, FULL_AUDIT_PERIOD_S if self._has_looked else FIRST_FULL_AUDITS_S):
+            self._has_looked = True
+            self._audit.run(is_full=True)
+
+    def _is_due(self, what: str, now: float, period_s: float) -> bool:
+        if now < self._due[what]:
+            return False
+        self._due[what] = now + period_s
+        return True
+
+    def _sweep(self) -> set[tuple[str, str]]:
+        """Return everything that a finish could be due for."""
+        ending = {
+            (item.value.provider, item.value.uuid)
+            for item in self._store.list(keys.INSTANCES, Instance).items
+            if item.value.state is not State.INITIAL
+        }
+        gone = {
+            (keys.parts(item.key)[1], item.value.uuid)
+            for item in self._store.list(keys.SEEN, Seen).items
+            if item.value.is_gone
+        }
+        ordered = {
+            (keys.parts(item.key)[1], item.value.uuid)
+            for item in self._store.list(keys.HOSTS, Assignment).items
+            if item.value.role is Role.ABSENT
+        }
+        return ending | gone | ordered

@@ -1,0 +1,174 @@
+"""What upkeep decides."""
+
+from __future__ import annotations
+
+import pytest
+
+from ecompute.cluster.documents import Assignment, Instance, Resources, Role, Seen, Spec, State
+from ecompute.cluster.upkeep.decide import (
+    GRACE_S,
+    Act,
+    Held,
+    HostLook,
+    Look,
+    Question,
+    finish,
+    keep,
+    leaks,
+    releases,
+)
+
+SPEC = Spec(resources=Resources(vcpus=1, memory_mb=64, disk_gb=1), image="http://image/")
+OURS = "ECOMPUTE_INSTANCE"
+
+
+def instance(state: State, *, generation: int = 1, epoch: int = 1) -> Instance:
+    return Instance(
+        uuid="u",
+        namespace="system",
+        name="web",
+        state=state,
+        generation=generation,
+        epoch=epoch,
+        provider="p",
+        spec=SPEC,
+        created_at="then",
+    )
+
+
+def assignment(role: Role, *, generation: int = 1, epoch: int = 1) -> Assignment:
+    return Assignment(
+        uuid="u", namespace="system", name="web", role=role, generation=generation, epoch=epoch, spec=SPEC
+    )
+
+
+def seen(state: State, *, is_gone: bool, generation: int = 1, epoch: int = 1, error: str | None = None) -> Seen:
+    return Seen(
+        uuid="u", generation=generation, epoch=epoch, state=state, is_gone=is_gone, error=error, reported_at="then"
+    )
+
+
+DELETING = instance(State.DELETING, generation=2)
+ABSENT = assignment(Role.ABSENT, generation=2)
+
+
+def test_what_its_host_reports_gone_is_released_and_then_deleted() -> None:
+    gone = seen(State.DELETED, is_gone=True, generation=2)
+    assert finish(DELETING, ABSENT, gone).act is Act.RELEASE_AND_DELETE
+
+
+@pytest.mark.parametrize(
+    "report",
+    [
+        None,
+        seen(State.DELETING, is_gone=False, generation=2),
+        seen(State.DELETED, is_gone=True, generation=1),
+        seen(State.DELETED, is_gone=True, generation=2, epoch=0),
+    ],
+)
+def test_nothing_is_released_before_its_host_says_gone_of_this_epoch_and_generation(report: Seen | None) -> None:
+    assert finish(DELETING, ABSENT, report).act is Act.NOTHING
+
+
+def test_a_failed_build_is_marked_before_its_claim_is_released() -> None:
+    failed = seen(State.ERROR, is_gone=True, error="no image")
+    plan = finish(instance(State.INITIAL), assignment(Role.RUN), failed)
+    assert (plan.act, plan.error) == (Act.MARK_FAILED, "no image")
+
+
+def test_the_release_after_the_mark_is_done_by_whoever_comes_next() -> None:
+    failed = seen(State.ERROR, is_gone=True, error="no image")
+    assert finish(instance(State.ERROR), assignment(Role.ABSENT), failed).act is Act.RELEASE
+
+
+def test_a_lost_guest_keeps_its_claim() -> None:
+    lost = seen(State.ERROR, is_gone=False, error="its disk is gone")
+    assert finish(instance(State.INITIAL), assignment(Role.RUN), lost).act is Act.NOTHING
+
+
+def test_a_deleted_assignment_of_a_deleting_instance_is_written_again() -> None:
+    assert finish(DELETING, None, None).act is Act.ORDER_REMOVAL
+    assert finish(DELETING, None, seen(State.DELETED, is_gone=True, generation=2)).act is Act.RELEASE_AND_DELETE
+
+
+def test_what_is_left_of_an_instance_whose_key_was_deleted_is_finished() -> None:
+    assert finish(None, ABSENT, seen(State.DELETED, is_gone=True)).act is Act.RELEASE_AND_DELETE
+    assert finish(None, assignment(Role.RUN), seen(State.CREATED, is_gone=False)).act is Act.NOTHING
+
+
+def test_an_assignment_of_another_epoch_is_left_alone() -> None:
+    gone = seen(State.DELETED, is_gone=True, generation=2, epoch=2)
+    assert finish(instance(State.DELETING, epoch=2), ABSENT, gone).act is Act.NOTHING
+
+
+def look(at_s: float, **what: object) -> Look:
+    return Look(began_s=at_s, ended_s=at_s + 1, **what)  # type: ignore[arg-type]
+
+
+LEAKED = {"u": Held(frozenset({"p"}), OURS)}
+ALIVE = {"p": HostLook(is_alive=True)}
+LATER = GRACE_S + 1
+
+
+def test_a_claim_that_nobody_holds_is_released_after_its_host_has_answered() -> None:
+    found = leaks(look(0, allocations=LEAKED, hosts=ALIVE), look(LATER, allocations=LEAKED, hosts=ALIVE))
+    assert found.questions == (Question("p", "u"),)
+    assert releases(found, frozenset(), frozenset()) == ()
+    assert releases(found, frozenset(), frozenset(found.questions)) == ("u",)
+
+
+def test_one_look_or_two_too_near_are_not_enough() -> None:
+    assert leaks(None, look(0, allocations=LEAKED, hosts=ALIVE)).questions == ()
+    near = look(GRACE_S, allocations=LEAKED, hosts=ALIVE)
+    assert leaks(look(0, allocations=LEAKED, hosts=ALIVE), near).questions == ()
+
+
+def test_a_stale_intent_is_deleted_before_its_claim_is_asked_about() -> None:
+    before = look(0, allocations=LEAKED, hosts=ALIVE, intents={"u": 7})
+    found = leaks(before, look(LATER, allocations=LEAKED, hosts=ALIVE, intents={"u": 7}))
+    assert found.intents == {"u": 7}
+    assert releases(found, frozenset(), frozenset(found.questions)) == ()
+    assert releases(found, frozenset({"u"}), frozenset(found.questions)) == ("u",)
+
+
+def test_an_intent_that_was_refreshed_is_left() -> None:
+    before = look(0, allocations=LEAKED, hosts=ALIVE, intents={"u": 7})
+    found = leaks(before, look(LATER, allocations=LEAKED, hosts=ALIVE, intents={"u": 8}))
+    assert not found.intents and not found.questions
+
+
+def test_a_stale_intent_beside_an_instance_leaves_the_claim_alone() -> None:
+    what = {"allocations": LEAKED, "hosts": ALIVE, "intents": {"u": 7}, "instances": frozenset({"u"})}
+    found = leaks(look(0, **what), look(LATER, **what))
+    assert found.intents == {"u": 7} and found.questions == ()
+
+
+@pytest.mark.parametrize("host", [HostLook(), HostLook(is_alive=True, is_on_hold=True)])
+def test_claims_on_a_host_that_cannot_answer_wait_for_it(host: HostLook) -> None:
+    found = leaks(look(0, allocations=LEAKED), look(LATER, allocations=LEAKED, hosts={"p": host}))
+    assert found.questions == () and found.stranded == ("u",)
+
+
+def test_a_host_that_reports_a_guest_is_not_asked() -> None:
+    hosts = {"p": HostLook(is_alive=True, guests=frozenset({"u"}))}
+    found = leaks(look(0, allocations=LEAKED, hosts=hosts), look(LATER, allocations=LEAKED, hosts=hosts))
+    assert found.questions == () and found.stranded == ()
+
+
+def test_claims_of_others_are_reported_and_never_touched() -> None:
+    foreign = {"x": Held(frozenset({"p"}), "INSTANCE")}
+    found = leaks(look(0, allocations=foreign, hosts=ALIVE), look(LATER, allocations=foreign, hosts=ALIVE))
+    assert found.foreign == ("x",) and found.questions == ()
+
+
+def test_the_earlier_look_is_kept_until_it_is_old_enough() -> None:
+    first, near, later = look(0), look(30), look(LATER)
+    assert keep(first, near) is first
+    assert keep(first, later) is later
+    assert keep(None, near) is near
+
+
+def test_an_instance_whose_claim_is_gone_is_reported() -> None:
+    what = {"instances": frozenset({"u"}), "holders": frozenset({"u"})}
+    assert leaks(look(0, **what), look(LATER, **what)).unbacked == ("u",)
+    assert leaks(look(0, **what), look(LATER, allocations=LEAKED, **what)).unbacked == ()
