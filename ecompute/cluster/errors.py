@@ -10,7 +10,8 @@
      ├─ Ambiguous
      ├─ Conflict                somebody else was first
      │   ├─ CompareFailed       a transaction of the store whose comparisons did not hold
-     │   └─ AddressTaken
+     │   ├─ AddressTaken
+     │   └─ AddressesExhausted  a network has no free address left
      ├─ NoRoom                  placement has no allocation for it
      ├─ Refused                 understood, and not allowed
      │   ├─ ClaimRefused        placement refused a claim (see its `scope`)
@@ -96,13 +97,24 @@ class Conflict(CloudError):
 
 
 class CompareFailed(Conflict):
-    """Nothing was written: a key is not as the writer had read it. Read again and decide again."""
+    """Nothing was written: a key is not as the writer had read it. Read again and decide again.
+
+    ``keys`` are those (or the prefixes) whose comparisons did not hold.
+    """
 
     code = "store.compare_failed"
+
+    def __init__(self, message: str, *, keys: tuple[str, ...] = (), hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.keys = keys
 
 
 class AddressTaken(Conflict):
     code = "network.address.taken"
+
+
+class AddressesExhausted(Conflict):
+    code = "network.address.exhausted"
 
 
 class NoRoom(CloudError):
@@ -139,7 +151,13 @@ class Unavailable(CloudError):
 
 
 class StoreUnavailable(Unavailable):
+    """``may_be_written``: the answer to a transaction was lost; it may have been written, or not."""
+
     code = "store.unavailable"
+
+    def __init__(self, message: str, *, hint: str = "", may_be_written: bool = False) -> None:
+        super().__init__(message, hint=hint)
+        self.may_be_written = may_be_written
 
 
 class PlacementUnavailable(Unavailable):

@@ -50,7 +50,11 @@ def life(instance: Instance, seen: Seen | None) -> State:
     """
     current = seen if seen is not None and seen.epoch == instance.epoch else None
     if instance.state is State.DELETING:
-        return State.DELETED if current is not None and current.is_gone and current.state is State.DELETED else State.DELETING
+        return (
+            State.DELETED
+            if current is not None and current.is_gone and current.state is State.DELETED
+            else State.DELETING
+        )
     if instance.state is State.ERROR or current is None:
         return instance.state
     return current.state

@@ -33,13 +33,15 @@ class Undo:
             name, action = self._steps.pop()
             try:
                 action()
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - one undo that fails must not keep the others
                 self.failures.append((name, error))
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if error is None:
             self.commit()
         else:

@@ -1,0 +1,335 @@
+"""Whether this machine can be a host, seen without changing anything.
+
+`look` goes through the machine and returns what it found; `judge` is pure and says of each point
+whether it is well, and if not, what to install or to do. Only what can be seen from outside is
+said: that a device can be made, that a guest starts, that etcd answers, is found by those who do
+it, and reported by them. A *problem* keeps the host from working; a *note* does not.
+
+Threads: any.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import shutil
+import socket
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+from ecompute.cluster.config import Config
+from ecompute.cluster.errors import CloudError
+from ecompute.inventory import Measured, measure, shortfalls
+
+PROGRAMS = {
+    "qemu-system-x86_64": "qemu-system-x86",
+    "qemu-img": "qemu-utils",
+    "nft": "nftables",
+}
+"""What is run, and the Debian package that brings it."""
+
+LOW_DISK_GB = 5
+CAP_NET_ADMIN = 12
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was found of one point."""
+
+    name: str
+    problem: str | None = None
+    """Why the host cannot work, and what to do about it; None: it can, as far as this goes."""
+    note: str = ""
+    """What is worth knowing all the same."""
+
+    @property
+    def is_ok(self) -> bool:
+        return self.problem is None
+
+
+@dataclass(frozen=True)
+class Found:
+    """What `look` saw; by default, a machine on which all is well."""
+
+    programs: Mapping[str, str | None] = field(default_factory=dict)
+    """Program → where it is."""
+    is_admin: bool = True
+    """Whether we may change the machine's network."""
+    libvirt_socket: str | None = None
+    """Where libvirt listens, or None."""
+    has_kvm: bool = True
+    """Whether ``/dev/kvm`` can be opened; whether it serves, only a trial tells."""
+    has_tun: bool = True
+    has_vxlan: bool | None = True
+    """None: cannot be seen."""
+    measured: Measured | CloudError = field(default_factory=lambda: Measured(vcpus=1, memory_mb=1024, disk_gb=10))
+    free_disk_gb: int = 10
+    bridge_filters: tuple[str, ...] = ()
+    """Those of ``bridge-nf-call-*`` that are on."""
+    has_default_route: bool = True
+    is_underlay_here: bool = True
+    """Whether the configured underlay address is one of this machine's."""
+    is_bridge: bool = True
+    """Whether the configured bridge is one."""
+    files: Mapping[Path, str] = field(default_factory=dict)
+    """Named by the configuration → what is wrong with it."""
+
+
+def checks(config: Config) -> list[Result]:
+    """Return what is to be said of this machine as a host of ``config``'s cloud."""
+    return judge(look(config), config)
+
+
+# --- pure ----------------------------------------------------------------------------------------
+
+
+def judge(found: Found, config: Config) -> list[Result]:
+    """Return a result for each point, in the order in which a newcomer would mend them. Pure."""
+    return [
+        _admin(found),
+        *(_program(name, found.programs.get(name)) for name in PROGRAMS),
+        _libvirt(found, config),
+        _kvm(found, config),
+        _tun(found),
+        _vxlan(found),
+        _bridge_filters(found),
+        _underlay(found, config),
+        *([_bridge(found, config.bridge)] if config.bridge else []),
+        _offer(found, config),
+        _disk(found, config),
+        *(Result(f"file {path}", problem) for path, problem in sorted(found.files.items())),
+    ]
+
+
+def _admin(found: Found) -> Result:
+    problem = None if found.is_admin else "networks cannot be made without CAP_NET_ADMIN; run it as root"
+    return Result("privileges", problem)
+
+
+def _program(name: str, path: str | None) -> Result:
+    return Result(name, None if path else f"is not on PATH; apt-get install {PROGRAMS[name]}", path or "")
+
+
+def _libvirt(found: Found, config: Config) -> Result:
+    if found.libvirt_socket:
+        return Result("libvirt", note=found.libvirt_socket)
+    return Result(
+        "libvirt",
+        f"nothing listens where {config.libvirt_uri} says; apt-get install libvirt-daemon-system, "
+        "then systemctl enable --now libvirtd",
+    )
+
+
+def _kvm(found: Found, config: Config) -> Result:
+    name = "/dev/kvm"
+    if config.accelerator == "tcg":
+        return Result(name, note="not used: accelerator is tcg")
+    if found.has_kvm:
+        return Result(name, note="whether it serves is tried at the daemon's start")
+    if config.accelerator == "kvm":
+        return Result(name, "cannot be opened; switch virtualization on in the firmware, or set accelerator: auto")
+    return Result(name, note="cannot be opened: guests will be emulated, and slow")
+
+
+def _tun(found: Found) -> Result:
+    return Result("/dev/net/tun", None if found.has_tun else "cannot be opened; modprobe tun")
+
+
+def _vxlan(found: Found) -> Result:
+    if found.has_vxlan is None:
+        return Result("vxlan", note="cannot be seen from here; the first network will tell")
+    return Result("vxlan", None if found.has_vxlan else "this kernel has no such module; install one that has")
+
+
+def _bridge_filters(found: Found) -> Result:
+    name = "bridge-nf-call"
+    if not found.bridge_filters:
+        return Result(name)
+    settings = " ".join(f"net.bridge.{setting}=0" for setting in found.bridge_filters)
+    return Result(
+        name,
+        "what passes our bridges would also pass this host's own packet filter, and be dropped or translated there; "
+        f"sysctl -w {settings} (and in /etc/sysctl.d; often a container engine sets it)",
+    )
+
+
+def _underlay(found: Found, config: Config) -> Result:
+    name = "underlay"
+    if config.underlay is None:
+        if found.has_default_route:
+            return Result(name, note="the source address of the default route")
+        return Result(name, "there is no default route to take the address from; set underlay in compute.yaml")
+    if not found.is_underlay_here:
+        return Result(name, f"{config.underlay} is not an address of this machine; set another underlay")
+    if ipaddress.ip_address(config.underlay).is_loopback and not _is_alone(config):
+        return Result(name, f"no other host reaches {config.underlay}; set underlay to an address that they reach")
+    return Result(name, note=config.underlay)
+
+
+def _is_alone(config: Config) -> bool:
+    """Whether etcd is this machine's own, so that there can be no other host."""
+    hosts = {endpoint.rpartition(":")[0].strip("[]") for endpoint in config.etcd.endpoints}
+    return all(host == "localhost" or _is_loopback(host) for host in hosts)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _bridge(found: Found, bridge: str) -> Result:
+    return Result(f"bridge {bridge}", None if found.is_bridge else f"there is none; ip link add {bridge} type bridge")
+
+
+def _offer(found: Found, config: Config) -> Result:
+    name = "inventory"
+    if isinstance(found.measured, CloudError):
+        return Result(name, str(found.measured))
+    texts = shortfalls(found.measured, config.inventory)
+    return Result(name, note="; ".join(texts))
+
+
+def _disk(found: Found, config: Config) -> Result:
+    name = f"disk under {config.state_dir}"
+    if found.free_disk_gb < 1:
+        return Result(name, "less than 1 GB is free; set state_dir to a larger file system")
+    if found.free_disk_gb < LOW_DISK_GB:
+        return Result(name, note=f"only {found.free_disk_gb} GB are free")
+    if isinstance(found.measured, Measured):
+        offered = min(config.inventory.disk_gb or found.measured.disk_gb, found.measured.disk_gb)
+        left = offered - config.inventory.reserved.disk_gb
+        if left > found.free_disk_gb:
+            return Result(
+                name,
+                note=f"{left} GB are offered and {found.free_disk_gb} GB are free; what others use belongs into "
+                "inventory.reserved.disk_gb",
+            )
+    return Result(name, note=f"{found.free_disk_gb} GB are free")
+
+
+# --- the machine ---------------------------------------------------------------------------------
+
+
+def look(config: Config) -> Found:
+    """Return what this machine is like. Changes nothing, sends nothing."""
+    measured: Measured | CloudError
+    try:
+        measured = measure(config.state_dir)
+    except CloudError as error:
+        measured = error
+    return Found(
+        programs={name: shutil.which(name) for name in PROGRAMS},
+        is_admin=bool(_capabilities() >> CAP_NET_ADMIN & 1),
+        libvirt_socket=next((str(path) for path in libvirt_sockets(config.libvirt_uri) if _is_socket(path)), None),
+        has_kvm=os.access("/dev/kvm", os.R_OK | os.W_OK),
+        has_tun=os.access("/dev/net/tun", os.R_OK | os.W_OK),
+        has_vxlan=_has_vxlan(),
+        measured=measured,
+        free_disk_gb=_free_gb(config.state_dir),
+        bridge_filters=_bridge_filters_on(),
+        has_default_route=_has_default_route(),
+        is_underlay_here=config.underlay is None or _is_here(config.underlay),
+        is_bridge=config.bridge is None or Path("/sys/class/net", config.bridge, "bridge").is_dir(),
+        files={path: problem for path, problem in _files(config) if problem},
+    )
+
+
+def libvirt_sockets(uri: str) -> list[Path]:
+    """Return where the daemon that ``uri`` names may listen: the one for all of libvirt, or QEMU's own."""
+    url = urlsplit(uri)
+    named = parse_qs(url.query).get("socket")
+    if named:
+        return [Path(named[0])]
+    if url.path == "/session":
+        directory = Path(os.environ.get("XDG_RUNTIME_DIR", f"/run/user/{os.getuid()}")) / "libvirt"
+    else:
+        directory = Path("/run/libvirt")
+    return [directory / "libvirt-sock", directory / "virtqemud-sock"]
+
+
+def _is_socket(path: Path) -> bool:
+    try:
+        return stat.S_ISSOCK(path.stat().st_mode)
+    except OSError:
+        return False
+
+
+def _capabilities() -> int:
+    for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
+        if line.startswith("CapEff:"):
+            return int(line.split()[1], 16)
+    return 0
+
+
+def _has_vxlan() -> bool | None:
+    """Whether the kernel has VXLAN: loaded, built in, or as a module that it loads when asked."""
+    if Path("/sys/module/vxlan").exists():
+        return True
+    directory = Path("/lib/modules") / os.uname().release
+    lists = [directory / "modules.builtin", directory / "modules.dep"]
+    if not all(path.exists() for path in lists):
+        return None
+    return any("/vxlan.ko" in path.read_text(encoding="utf-8", errors="replace") for path in lists)
+
+
+def _free_gb(directory: Path) -> int:
+    existing = directory.absolute()
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    return shutil.disk_usage(existing).free >> 30
+
+
+def _bridge_filters_on() -> tuple[str, ...]:
+    directory = Path("/proc/sys/net/bridge")
+    names = ("bridge-nf-call-iptables", "bridge-nf-call-ip6tables", "bridge-nf-call-arptables")
+    return tuple(
+        name
+        for name in names
+        if (path := directory / name).exists() and path.read_text(encoding="ascii").strip() != "0"
+    )
+
+
+def _has_default_route() -> bool:
+    try:
+        lines = Path("/proc/net/route").read_text(encoding="ascii").splitlines()[1:]
+    except OSError:
+        return False
+    return any(fields[1] == fields[7] == "00000000" for fields in map(str.split, lines) if len(fields) > 7)
+
+
+def _is_here(address: str) -> bool:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.bind((address, 0))
+    except OSError:
+        return False
+    return True
+
+
+def _files(config: Config) -> list[tuple[Path, str]]:
+    secret = [config.etcd.key, config.etcd.password_file, config.placement.token_file]
+    public = [config.etcd.ca, config.etcd.cert, config.placement.ca]
+    return [(path, _of_file(path, is_secret=False)) for path in public if path] + [
+        (path, _of_file(path, is_secret=True)) for path in secret if path
+    ]
+
+
+def _of_file(path: Path, *, is_secret: bool) -> str:
+    """Return what is wrong with a file that the configuration names, or nothing."""
+    try:
+        with path.open("rb") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            is_empty = not file.read(1)
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    if is_empty:
+        return "is empty"
+    if is_secret and mode & 0o007:
+        return f"is a secret that everybody may read; chmod o= {path}"
+    return ""

@@ -1,0 +1,174 @@
+"""The ``ecompute`` command: what is done on a host.
+
+Loads click and nothing heavy until a command runs.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from ecompute import __version__
+from ecompute.cluster.errors import CloudError, InvalidConfig
+
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+class Settings:
+    """What the options before the command say."""
+
+    def __init__(self, config: Path | None) -> None:
+        self.config = config
+
+
+@click.group(context_settings=CONTEXT)
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    envvar="ECOMPUTE_CONFIG",
+    help="The configuration; otherwise ./compute.yaml, then /etc/ecompute/compute.yaml, if there.",
+)
+@click.version_option(__version__, prog_name="ecompute")
+@click.pass_context
+def cli(context: click.Context, config: Path | None) -> None:
+    """Make this machine a host of the cloud.
+
+    \b
+    Try it all on one machine:   ecompute dev
+    A host of a cluster:         ecompute check && ecompute run
+    """
+    context.obj = Settings(config)
+
+
+@cli.command()
+@click.option("-v", "--verbose", is_flag=True, help="Log more.")
+@click.pass_obj
+def run(settings: Settings, verbose: bool) -> None:
+    """Run the host daemon in the foreground.
+
+    It waits for etcd, placement and libvirt, and says so. Ctrl-C or SIGTERM ends it after the step
+    in hand; guests go on running.
+
+    \b
+    Example:  ecompute --config /etc/ecompute/compute.yaml run
+    """
+    from ecompute.cluster import config, log
+    from ecompute.daemon import Daemon
+
+    log.configure("debug" if verbose else "info")
+    sys.exit(Daemon(config.load(config.find(settings.config))).run())
+
+
+@cli.command()
+@click.option(
+    "--directory",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("/var/lib/ecompute-dev"),
+    show_default=True,
+    help="Where all state lies; the same directory brings the same cloud back.",
+)
+@click.option("--remove", is_flag=True, help="Remove the stopped cloud that lies there, and end.")
+def dev(directory: Path, remove: bool) -> None:
+    """Run a whole cloud on this machine, in the foreground, with nothing to configure.
+
+    Starts etcd, placement, libvirt where none runs, and the host daemon. Ctrl-C stops what was
+    started; guests survive it, and the next `ecompute dev` takes them back.
+
+    \b
+    Example:  ecompute dev
+              eschedule --config /var/lib/ecompute-dev/compute.yaml launch --name web-1 --wait
+    """
+    from ecompute.dev.foreground import run_in_foreground
+
+    directory = directory.absolute()
+    if remove:
+        from ecompute.dev.cloud import EmbeddedCloud
+
+        EmbeddedCloud(directory).remove()
+        return
+    sys.exit(run_in_foreground(directory))
+
+
+@cli.command()
+@click.pass_obj
+def inventory(settings: Settings) -> None:
+    """Show what this host would offer to placement.
+
+    \b
+    Example:  ecompute inventory
+    """
+    from ecompute import inventory as inventories
+    from ecompute.cluster import config
+
+    settings_ = config.load(config.find(settings.config))
+    found = inventories.inventory(inventories.measure(settings_.state_dir), settings_.inventory, is_closed=False)
+    click.echo(f"{'CLASS':<10} {'TOTAL':>10} {'RESERVED':>10} {'RATIO':>6} {'CAPACITY':>10}")
+    for name, item in sorted(found.items()):
+        click.echo(f"{name:<10} {item.total:>10} {item.reserved:>10} {item.allocation_ratio:>6g} {item.capacity:>10}")
+
+
+@cli.command()
+@click.pass_obj
+def check(settings: Settings) -> None:
+    """Look whether this machine can be a host, and say what it lacks.
+
+    Changes nothing. Exit status 1 when something is missing.
+
+    \b
+    Example:  ecompute check
+    """
+    from ecompute.check import checks
+    from ecompute.cluster import config
+
+    is_fine = True
+    for result in checks(config.load(config.find(settings.config))):
+        mark = "ok  " if result.problem is None else "FAIL"
+        click.echo(f"{mark}  {result.name}" + (f": {result.problem}" if result.problem else ""))
+        is_fine = is_fine and result.problem is None
+    sys.exit(0 if is_fine else 1)
+
+
+@cli.command()
+@click.confirmation_option(prompt="Have you made sure that etcd's data and this host's guests belong together?")
+@click.pass_obj
+def adopt(settings: Settings) -> None:
+    """End a hold: take the data that etcd has now for this host's own.
+
+    A host that finds etcd emptied, or put back to an older state, builds and removes nothing until
+    an operator has decided. Stop the daemon before, start it after.
+
+    \b
+    Example:  ecompute adopt
+    """
+    from ecompute.cluster import config
+    from ecompute.cluster.store import Store
+    from ecompute.hold import Hold
+    from ecompute.instances.memory import Memory
+
+    settings_ = config.load(config.find(settings.config))
+    store = Store(settings_.etcd)
+    try:
+        adopted = Hold(store, Memory(settings_.state_dir / "memory"), host="ecompute adopt").adopt()
+    finally:
+        store.close()
+    click.echo(f"adopted incarnation {adopted.incarnation} at revision {adopted.revision}; start the daemon again")
+
+
+def main() -> None:
+    """The console script: errors are one line on standard error."""
+    try:
+        cli(standalone_mode=False)
+    except click.exceptions.Abort:
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except InvalidConfig as error:
+        for problem in error.problems:
+            click.echo(f"{error.path}: {problem}", err=True)
+        sys.exit(error.exit_status)
+    except CloudError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_status)

@@ -1,0 +1,66 @@
+"""``/alive/<provider>``: there as long as the daemon keeps its lease.
+
+The key is put once a lease and never rewritten. When the lease is lost (etcd was away, or this
+process was stopped) another is taken as soon as etcd answers.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable
+
+from ecompute.cluster import keys
+from ecompute.cluster.documents import Alive, timestamp
+from ecompute.cluster.errors import CompareFailed, Unavailable
+from ecompute.cluster.periodic import Periodic
+from ecompute.cluster.store import Lease, Put, Store, absent
+
+TTL_S = 30
+CHECK_PERIOD_S = 5.0
+
+log = logging.getLogger(__name__)
+
+
+class Heartbeat:
+    """Keeps one host's key alive from `start` to `stop`."""
+
+    def __init__(
+        self, store: Store, provider: str, name: str, *, rng: random.Random, now: Callable[[], float] = time.time
+    ) -> None:
+        self._store = store
+        self._key = keys.alive(provider)
+        self._alive = Alive(provider=provider, name=name, since=timestamp(now()))
+        self._lock = threading.Lock()
+        self._lease: Lease | None = None
+        self._periodic = Periodic("heartbeat", self._keep, period_s=CHECK_PERIOD_S, rng=rng)
+
+    def start(self) -> None:
+        self._periodic.start()
+
+    def stop(self) -> None:
+        """End the lease, and the key with it."""
+        self._periodic.stop()
+        with self._lock:
+            lease, self._lease = self._lease, None
+        if lease is not None:
+            lease.revoke()
+
+    def _keep(self) -> None:
+        with self._lock:
+            if self._lease is not None and self._lease.is_held:
+                return
+        try:
+            lease = self._store.lease(TTL_S, on_lost=self._periodic.wake)
+        except Unavailable:
+            return
+        # Another daemon of this provider, or this one's former life, may still hold the key.
+        try:
+            self._store.commit([absent(self._key)], [Put(self._key, self._alive, lease=lease.id)])
+        except (CompareFailed, Unavailable):
+            lease.revoke()
+            return
+        with self._lock:
+            self._lease = lease

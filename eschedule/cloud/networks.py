@@ -1,0 +1,167 @@
+"""Networks: a namespace's default one, made at first use, and the ports of instances on it.
+
+A network is one document; around it lie a VNI of its own, a name, and, below it, its ports, the
+locks of its addresses and the hosts that have a member. Everything that belongs to one request is
+part of that request's transaction; this module reads, and returns comparisons and operations.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from uuid import uuid4
+
+from ecompute.cluster import keys
+from ecompute.cluster.addressing import choose_address, gateway_address, mac_address
+from ecompute.cluster.documents import (
+    AddressLock,
+    Interface,
+    Name,
+    Network,
+    NetworkHost,
+    Node,
+    Port,
+    Vni,
+    timestamp,
+)
+from ecompute.cluster.errors import CompareFailed, Conflict
+from ecompute.cluster.store import Compare, Op, Put, Store, Versioned, absent, absent_under, unchanged
+
+DEFAULT_NAME = "default"
+KIND = "network"
+VXLAN_OVERHEAD = 50
+"""Bytes of outer Ethernet, IPv4, UDP and VXLAN headers (RFC 7348, section 5)."""
+
+VNI_FIRST = 4096
+VNI_LAST = 2**24 - 1
+
+
+@dataclass(frozen=True)
+class PortRequest:
+    """One new port: the interface as the guest will have it, and what the transaction must hold."""
+
+    interface: Interface
+    compares: tuple[Compare, ...]
+    operations: tuple[Op, ...]
+
+
+class Networks:
+    """Reads and makes networks. Safe from several threads."""
+
+    def __init__(self, store: Store, *, rng: random.Random | None = None, now: Callable[[], float] = time.time) -> None:
+        self._store = store
+        self._rng = rng or random.Random()  # noqa: S311 - spreads choices, guards nothing
+        self._now = now
+
+    def default(self, namespace: str, cidr: ipaddress.IPv4Network, underlay_mtu: int) -> Versioned[Network]:
+        """Return the default network of ``namespace``, made now if this is its first use.
+
+        Args:
+            cidr: its range, if it has to be made. Ranges of different networks may overlap.
+            underlay_mtu: MTU in bytes of the network that carries it, if it has to be made.
+        """
+        for _ in range(8):
+            found = self._named(namespace, DEFAULT_NAME)
+            if found is not None:
+                return found
+            made = self._make(namespace, DEFAULT_NAME, cidr, underlay_mtu - VXLAN_OVERHEAD)
+            if made is not None:
+                return made
+        raise Conflict(f"the default network of {namespace} could not be made", hint="try again")
+
+    def port(
+        self,
+        network: Versioned[Network],
+        *,
+        instance_uuid: str,
+        interface_uuid: str,
+        node: Versioned[Node],
+        epoch: int,
+    ) -> PortRequest:
+        """Return a port of ``instance_uuid`` on ``network``, with a free address, on ``node``.
+
+        The transaction fails if the network, the address or the host's membership has changed
+        meanwhile: ask again then.
+
+        Raises:
+            Conflict: the network has no free address.
+        """
+        net = network.value
+        prefix = keys.addresses(net.uuid)
+        taken, _ = self._store.keys(prefix)
+        ip = choose_address(
+            ipaddress.IPv4Network(net.cidr),
+            {key[len(prefix) :] for key in taken},
+            self._rng.getrandbits(32),
+            gateway=net.gateway,
+        )
+        address = f"{ip}/{ipaddress.IPv4Network(net.cidr).prefixlen}"
+        mac = mac_address(interface_uuid)
+        provider = node.value.provider
+        member_key = keys.network_host(net.uuid, provider)
+        member = self._store.get(member_key, NetworkHost)
+        interface = Interface(
+            uuid=interface_uuid, network_uuid=net.uuid, vni=net.vni, mac=mac, addresses=(address,), mtu=net.mtu
+        )
+        return PortRequest(
+            interface=interface,
+            compares=(
+                unchanged(network),
+                absent(keys.address(net.uuid, str(ip))),
+                # Rewritten by every port and compared by whoever removes it: a member that loses
+                # its last port and gains one at the same time is decided by etcd.
+                absent(member_key) if member is None else unchanged(member),
+            ),
+            operations=(
+                Put(
+                    keys.port(net.uuid, interface_uuid),
+                    Port(
+                        interface_uuid=interface_uuid,
+                        instance_uuid=instance_uuid,
+                        provider=provider,
+                        epoch=epoch,
+                        mac=mac,
+                        addresses=(address,),
+                    ),
+                ),
+                Put(
+                    keys.address(net.uuid, str(ip)),
+                    AddressLock(interface_uuid=interface_uuid, instance_uuid=instance_uuid),
+                ),
+                Put(member_key, NetworkHost(provider=provider, underlay=node.value.underlay)),
+            ),
+        )
+
+    def _named(self, namespace: str, name: str) -> Versioned[Network] | None:
+        found, _ = self._store.keys(keys.named(namespace, KIND, name), limit=1)
+        return self._store.get(keys.network(keys.last(found[0])), Network) if found else None
+
+    def _make(self, namespace: str, name: str, cidr: ipaddress.IPv4Network, mtu: int) -> Versioned[Network] | None:
+        """Make the network; ``None`` if somebody else was first, or the VNI drawn was taken."""
+        uuid = str(uuid4())
+        vni = self._rng.randint(VNI_FIRST, VNI_LAST)
+        network = Network(
+            uuid=uuid,
+            namespace=namespace,
+            name=name,
+            cidr=str(cidr),
+            vni=vni,
+            mtu=mtu,
+            gateway=str(gateway_address(cidr)),
+            created_at=timestamp(self._now()),
+        )
+        try:
+            revision = self._store.commit(
+                [absent_under(keys.named(namespace, KIND, name)), absent(keys.vni(vni))],
+                [
+                    Put(keys.network(uuid), network),
+                    Put(keys.vni(vni), Vni(network_uuid=uuid)),
+                    Put(keys.name(namespace, KIND, name, uuid), Name(uuid=uuid, name=name)),
+                ],
+            )
+        except CompareFailed:
+            return None
+        return Versioned(keys.network(uuid), network, revision, revision, 0)

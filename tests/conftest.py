@@ -1,0 +1,40 @@
+"""Fixtures for all tests: the real services, each started once a run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from ecompute.cluster.config import EtcdSettings
+from ecompute.cluster.store import DeletePrefix, Store
+from ecompute.dev.etcd import EtcdProcess, start_etcd
+
+
+@pytest.fixture(scope="session")
+def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdProcess]:
+    """The etcd of this run, for tests that leave it running; those that do not start their own."""
+    with start_etcd(tmp_path_factory.mktemp("etcd"), is_durable=False) as process:
+        yield process
+
+
+@pytest.fixture
+def store(etcd: EtcdProcess) -> Iterator[Store]:
+    """A store on `etcd`, with no key in it."""
+    with Store(EtcdSettings(endpoints=(etcd.endpoint,))) as opened:
+        opened.commit([], [DeletePrefix("/")])
+        yield opened
+
+
+@pytest.fixture(scope="session")
+def eventually() -> Callable[..., None]:
+    """``eventually(lambda: …, timeout_s=5)`` waits until it is true, and fails when time is up."""
+
+    def wait(condition: Callable[[], object], *, timeout_s: float = 5.0) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not condition():
+            assert time.monotonic() < deadline, f"not so within {timeout_s:g} s"
+            time.sleep(0.02)
+
+    return wait

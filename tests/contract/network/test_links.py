@@ -1,0 +1,407 @@
+"""What holds for every `Links`: for the kernel's, each test in a network namespace of its own, and for the fake."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from ecompute.cluster.errors import NetworkError
+from ecompute.network import mesh
+from ecompute.network.fake import FakeFilter, FakeLinks
+from ecompute.network.filter import Filter, FilterState, NftFilter
+from ecompute.network.links import Address, Links, NetlinkLinks
+from ecompute.network.mesh import FoundBridge, FoundNetwork, FoundVxlan, WantedNetwork
+from ecompute.network.reconcile import NetworkReconciler
+
+VNI = 0xABCDEF
+BRIDGE, VXLAN = mesh.bridge_name(VNI), mesh.vxlan_name(VNI)
+LOCAL = "192.0.2.1"
+MAC = "02:00:00:00:00:05"
+CLONE_NEWNET = 0x40000000
+
+
+@pytest.fixture
+def own_namespace() -> Iterator[None]:
+    """This thread in a network namespace without a name, which ends with the test whatever happens."""
+    if os.geteuid() != 0:
+        pytest.skip("network namespaces need root")
+    libc = ctypes.CDLL(None, use_errno=True)
+    with open("/proc/thread-self/ns/net") as before:
+        assert libc.unshare(CLONE_NEWNET) == 0, os.strerror(ctypes.get_errno())
+        try:
+            yield
+        finally:
+            assert libc.setns(before.fileno(), CLONE_NEWNET) == 0
+
+
+@pytest.fixture(params=["fake", "netlink"])
+def links(request: pytest.FixtureRequest) -> Links:
+    if request.param == "fake":
+        return FakeLinks()
+    request.getfixturevalue("own_namespace")
+    return NetlinkLinks()
+
+
+@pytest.fixture
+def rules(links: Links) -> Filter:
+    return FakeFilter() if isinstance(links, FakeLinks) else NftFilter()
+
+
+def ip(command: str) -> None:
+    subprocess.run(["ip", *command.split()], check=True)
+
+
+def make(links: Links) -> None:
+    for change in (
+        mesh.AddBridge(VNI, 1450),
+        mesh.Harden(BRIDGE),
+        mesh.AddVxlan(VNI, LOCAL, 1450),
+        mesh.Harden(VXLAN),
+        mesh.AttachVxlan(VNI),
+        mesh.SetUp(BRIDGE),
+        mesh.SetUp(VXLAN),
+    ):
+        links.apply(change)
+
+
+def test_of_a_network_that_is_not_here_nothing_is_found(links: Links) -> None:
+    assert links.found(VNI) == FoundNetwork(VNI)
+    assert links.ours() == frozenset()
+
+
+def test_a_new_bridge_is_tuned_and_down(links: Links) -> None:
+    links.apply(mesh.AddBridge(VNI, 1450))
+    assert links.found(VNI).bridge == FoundBridge("bridge", mesh.bridge_mac(VNI), 1450, is_tuned=True)
+
+
+def test_a_new_vxlan_device_is_down_alone_and_does_not_learn(links: Links) -> None:
+    links.apply(mesh.AddVxlan(VNI, LOCAL, 1450))
+    assert links.found(VNI).vxlan == FoundVxlan("vxlan", VNI, LOCAL, 4789, False, 1450)
+
+
+def test_a_network_that_was_made_is_found_whole(links: Links) -> None:
+    make(links)
+    assert links.found(VNI) == FoundNetwork(
+        VNI,
+        bridge=FoundBridge("bridge", mesh.bridge_mac(VNI), 1450, True, True, True),
+        vxlan=FoundVxlan("vxlan", VNI, LOCAL, 4789, False, 1450, True, True, True),
+    )
+    assert links.ours() == {VNI}
+    assert links.has_bridge(BRIDGE)
+    assert not links.has_bridge(VXLAN)
+    assert not links.has_bridge("nothing")
+
+
+def test_the_mtu_is_set(links: Links) -> None:
+    make(links)
+    links.apply(mesh.SetMtu(VXLAN, 1400))
+    links.apply(mesh.TuneBridge(VNI, 1400))
+    found = links.found(VNI)
+    assert found.bridge is not None
+    assert found.vxlan is not None
+    assert (found.bridge.mtu, found.vxlan.mtu) == (1400, 1400)
+
+
+def test_a_made_device_is_not_made_again(links: Links) -> None:
+    make(links)
+    for change in (mesh.AddBridge(VNI, 1450), mesh.AddVxlan(VNI, LOCAL, 1450)):
+        with pytest.raises(NetworkError, match="File exists"):
+            links.apply(change)
+
+
+def test_zeros_have_an_entry_for_every_peer(links: Links) -> None:
+    make(links)
+    for underlay in ("192.0.2.2", "192.0.2.3", "192.0.2.3"):
+        links.apply(mesh.PutEntry(VNI, mesh.ZEROS, underlay))
+    assert links.found(VNI).entries == {(mesh.ZEROS, "192.0.2.2"), (mesh.ZEROS, "192.0.2.3")}
+    links.apply(mesh.DropEntry(VNI, mesh.ZEROS, "192.0.2.2"))
+    assert links.found(VNI).entries == {(mesh.ZEROS, "192.0.2.3")}
+
+
+def test_a_mac_of_a_port_is_sent_to_one_host_the_last_one(links: Links) -> None:
+    make(links)
+    for underlay in ("192.0.2.2", "192.0.2.3", "192.0.2.3"):
+        links.apply(mesh.PutEntry(VNI, MAC, underlay))
+    assert links.found(VNI).entries == {(MAC, "192.0.2.3")}
+
+
+def test_what_is_gone_already_can_be_dropped_and_deleted(links: Links) -> None:
+    links.apply(mesh.DeleteBridge(VNI))
+    links.apply(mesh.DeleteVxlan(VNI))
+    make(links)
+    links.apply(mesh.DropEntry(VNI, MAC, "192.0.2.2"))
+    assert links.found(VNI).entries == frozenset()
+
+
+def test_without_its_bridge_a_vxlan_device_is_not_attached(links: Links) -> None:
+    make(links)
+    links.apply(mesh.DeleteBridge(VNI))
+    found = links.found(VNI)
+    assert found.bridge is None
+    assert found.vxlan is not None
+    assert not found.vxlan.is_attached
+    assert links.ours() == {VNI}
+
+
+def test_entries_go_with_their_vxlan_device(links: Links) -> None:
+    make(links)
+    links.apply(mesh.PutEntry(VNI, MAC, "192.0.2.2"))
+    links.apply(mesh.DeleteVxlan(VNI))
+    assert links.found(VNI).entries == frozenset()
+    links.apply(mesh.AddVxlan(VNI, LOCAL, 1450))
+    assert links.found(VNI).entries == frozenset()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        mesh.AttachVxlan(VNI),
+        mesh.TuneBridge(VNI, 1450),
+        mesh.SetUp(BRIDGE),
+        mesh.SetMtu(VXLAN, 1450),
+        mesh.Harden(BRIDGE),
+        mesh.PutEntry(VNI, MAC, "192.0.2.2"),
+    ],
+)
+def test_a_change_to_a_device_that_is_not_there_says_so(links: Links, change: mesh.LinkChange) -> None:
+    with pytest.raises(NetworkError, match="(?i)no such|no device"):
+        links.apply(change)
+    with pytest.raises(NetworkError, match="no device"):
+        links.harden("ect1")
+
+
+def test_calls_in_one_session_and_in_several_threads_agree(links: Links) -> None:
+    make(links)
+    expected = {(f"02:00:00:00:00:{n:02x}", f"192.0.2.{n}") for n in range(10, 40)}
+
+    def put(entry: tuple[str, str]) -> None:
+        with links.session(), links.session():
+            links.apply(mesh.PutEntry(VNI, *entry))
+            assert entry in links.found(VNI).entries
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(put, sorted(expected)))
+    assert links.found(VNI).entries == expected
+
+
+def test_a_configured_underlay_address_must_be_this_hosts(links: Links) -> None:
+    with pytest.raises(NetworkError, match=r"198\.51\.100\.9 is not an address of this host"):
+        links.underlay("198.51.100.9")
+
+
+def test_without_a_default_route_the_underlay_address_is_asked_for(links: Links) -> None:
+    with pytest.raises(NetworkError, match="no default route"):
+        links.underlay(None)
+
+
+def test_a_network_comes_and_goes_and_nothing_is_left(links: Links, rules: Filter) -> None:
+    wanted = WantedNetwork(
+        "n", VNI, 1450, LOCAL, frozenset({"192.0.2.2", "192.0.2.3"}), frozenset({(MAC, "192.0.2.2")})
+    )
+    reconciler = NetworkReconciler(links, rules)
+    reconciler.ensure(wanted)
+    assert reconciler.ensure(wanted) == ()
+    assert links.found(VNI).entries == wanted.forwarding()
+    assert rules.state() is FilterState.WHOLE
+    reconciler.remove(VNI)
+    assert reconciler.remove(VNI) == ()
+    assert links.found(VNI) == FoundNetwork(VNI)
+    assert rules.state() is FilterState.ABSENT
+
+
+# --- the kernel's only ---------------------------------------------------------------------------
+
+Netlink = Callable[[], NetlinkLinks]
+
+
+@pytest.fixture
+def netlink(own_namespace: None) -> NetlinkLinks:
+    return NetlinkLinks()
+
+
+@pytest.fixture
+def uplink(netlink: NetlinkLinks) -> None:
+    ip("link set lo up")
+    ip("link add up0 mtu 1400 type veth peer name far0")
+    ip("address add 198.51.100.7/24 dev up0")
+    ip("address add 198.51.100.8/24 dev up0")
+    ip("link set up0 up")
+    ip("link set far0 up")
+
+
+@pytest.mark.parametrize(
+    ("route", "source"),
+    [
+        ("default via 198.51.100.1", "198.51.100.7"),
+        ("default via 198.51.100.1 src 198.51.100.8", "198.51.100.8"),
+        ("default dev up0", "198.51.100.7"),
+        ("default nexthop via 198.51.100.1 dev up0 nexthop via 198.51.100.2 dev up0", "198.51.100.7"),
+    ],
+)
+def test_the_underlay_address_is_the_default_routes_source(
+    netlink: NetlinkLinks, uplink: None, route: str, source: str
+) -> None:
+    ip(f"route add {route}")
+    assert netlink.underlay(None) == Address(source, "up0", 1400)
+
+
+def test_of_two_default_routes_the_one_with_the_lower_metric_counts(netlink: NetlinkLinks, uplink: None) -> None:
+    ip("route add default via 198.51.100.1 src 198.51.100.7 metric 200")
+    ip("route add default via 198.51.100.1 src 198.51.100.8 metric 100")
+    assert netlink.source_address().ip == "198.51.100.8"
+
+
+def test_a_half_of_all_addresses_is_no_default_route(netlink: NetlinkLinks, uplink: None) -> None:
+    ip("route add 0.0.0.0/1 via 198.51.100.1")
+    with pytest.raises(NetworkError, match="no default route"):
+        netlink.source_address()
+
+
+def test_a_default_route_to_loopback_is_refused(netlink: NetlinkLinks, uplink: None) -> None:
+    ip("route add default dev lo")
+    with pytest.raises(NetworkError, match="leads to loopback"):
+        netlink.source_address()
+
+
+def test_a_default_route_over_a_device_without_an_address_is_refused(netlink: NetlinkLinks, uplink: None) -> None:
+    ip("address flush dev up0")
+    ip("route add default dev up0")
+    with pytest.raises(NetworkError, match="up0 has no IPv4 address"):
+        netlink.source_address()
+
+
+def test_a_configured_underlay_address_comes_with_its_device(netlink: NetlinkLinks, uplink: None) -> None:
+    assert netlink.underlay("198.51.100.8") == Address("198.51.100.8", "up0", 1400)
+    assert netlink.underlay("127.0.0.1").is_loopback
+
+
+def test_a_tap_is_hardened_once(netlink: NetlinkLinks) -> None:
+    ip("tuntap add ect00000000001 mode tap")
+    assert netlink.harden("ect00000000001")
+    assert not netlink.harden("ect00000000001")
+    ip("link set ect00000000001 up")
+    shown = subprocess.run(["ip", "-6", "address", "show"], check=True, capture_output=True, text=True).stdout
+    assert "fe80" not in shown
+
+
+def test_ports_of_a_bridge_are_found_without_its_vxlan_device(netlink: NetlinkLinks) -> None:
+    make(netlink)
+    ip("tuntap add ect00000000001 mode tap")
+    ip(f"link set ect00000000001 master {BRIDGE}")
+    assert netlink.found(VNI).ports == {mesh.FoundPort("ect00000000001", False)}
+    netlink.harden("ect00000000001")
+    assert netlink.found(VNI).ports == {mesh.FoundPort("ect00000000001", True)}
+
+
+@pytest.mark.parametrize("name", [BRIDGE, VXLAN])
+@pytest.mark.parametrize("made", ["type veth peer name x", "type bridge", "type vxlan id 5 dstport 4789", "tuntap"])
+def test_a_foreign_device_with_our_name_is_an_error_and_stays(netlink: NetlinkLinks, name: str, made: str) -> None:
+    if name == BRIDGE and made == "type bridge":
+        pytest.skip("a bridge with the name of our bridge is our bridge")
+    ip(f"tuntap add {name} mode tap" if made == "tuntap" else f"link add {name} {made}")
+    rules = NftFilter()
+    reconciler = NetworkReconciler(netlink, rules)
+    before = netlink.found(VNI)
+    for action in (lambda: reconciler.ensure(WantedNetwork("n", VNI, 1450, LOCAL)), lambda: reconciler.remove(VNI)):
+        with pytest.raises(NetworkError, match="rename or remove it"):
+            action()
+    assert netlink.found(VNI) == before
+    assert netlink.ours() == frozenset()
+    assert rules.state() is FilterState.ABSENT
+
+
+def test_a_vni_that_a_foreign_device_has_is_an_error_and_leaves_nothing_of_ours(netlink: NetlinkLinks) -> None:
+    ip(f"link add other type vxlan id {VNI} dstport 4789")
+    reconciler = NetworkReconciler(netlink, NftFilter())
+    with pytest.raises(NetworkError, match="AddVxlan.*File exists"):
+        reconciler.ensure(WantedNetwork("n", VNI, 1450, LOCAL))
+    assert netlink.ours() == frozenset()
+    assert NftFilter().state() is FilterState.ABSENT
+
+
+def test_netlink_neither_forks_nor_starts_threads_nor_keeps_descriptors(
+    netlink: NetlinkLinks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a process was started")
+
+    for name in ("fork", "forkpty", "posix_spawn"):
+        monkeypatch.setattr(os, name, refuse)
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    make(netlink)
+    tasks, descriptors = len(os.listdir("/proc/self/task")), len(os.listdir("/proc/self/fd"))
+
+    def use() -> None:
+        netlink.apply(mesh.PutEntry(VNI, MAC, "192.0.2.2"))
+        netlink.found(VNI)
+        netlink.addresses()
+        netlink.ours()
+
+    for _ in range(3):
+        thread = threading.Thread(target=use)
+        thread.start()
+        thread.join()
+        use()
+    assert len(os.listdir("/proc/self/task")) <= tasks
+    assert len(os.listdir("/proc/self/fd")) <= descriptors
+
+
+# --- the rules -----------------------------------------------------------------------------------
+
+
+def nft(command: str) -> str:
+    return subprocess.run(["nft", command], check=True, capture_output=True, text=True).stdout
+
+
+def test_installed_rules_are_listed_as_they_were_rendered(own_namespace: None) -> None:
+    NftFilter().install()
+    # Another one, that has installed nothing itself, knows them again.
+    assert NftFilter().state() is FilterState.WHOLE
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        "delete table bridge ecompute",
+        "delete table inet ecompute",
+        "flush chain bridge ecompute input",
+        "insert rule bridge ecompute input accept",
+        "insert rule arp ecompute input accept",
+        "add chain bridge ecompute other",
+        "add chain inet ecompute input { policy drop; }",
+    ],
+)
+def test_rules_that_somebody_altered_are_seen_and_put_back(own_namespace: None, harm: str) -> None:
+    rules = NftFilter()
+    rules.install()
+    assert rules.state() is FilterState.WHOLE
+    nft(harm)
+    assert rules.state() is FilterState.ALTERED
+    rules.install()
+    assert rules.state() is FilterState.WHOLE
+
+
+def test_other_tables_stay_as_they_are(own_namespace: None) -> None:
+    nft("add table inet ecompute2; add chain inet ecompute2 c; add rule inet ecompute2 c tcp dport 22 accept")
+    nft("add table ip ecompute; add table bridge other")
+    before = nft("list ruleset")
+    rules = NftFilter()
+    rules.install()
+    rules.install()
+    rules.remove()
+    rules.remove()
+    assert nft("list ruleset") == before
+
+
+def test_without_nft_it_says_which_package_to_install(
+    own_namespace: None, monkeypatch: pytest.MonkeyPatch, tmp_path: object
+) -> None:
+    monkeypatch.setattr("ecompute.network.filter.PROGRAM", f"{tmp_path}/nft")
+    with pytest.raises(NetworkError, match="nft is missing; install the package nftables"):
+        NftFilter().install()

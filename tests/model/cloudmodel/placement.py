@@ -1,0 +1,43 @@
+"""Placement: capacity, allocations with consumer generations, and answers that get lost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+OURS = "ECOMPUTE_INSTANCE"
+
+
+class RefusedError(Exception):
+    """409: no room, or another generation."""
+
+
+@dataclass(frozen=True)
+class Allocation:
+    provider: str
+    generation: int
+    consumer_type: str = OURS
+
+
+@dataclass
+class Placement:
+    capacity: dict[str, int]
+    on_release: Callable[[str, Allocation], None]
+    allocations: dict[str, Allocation] = field(default_factory=dict)
+
+    def used(self, provider: str) -> int:
+        return sum(1 for allocation in self.allocations.values() if allocation.provider == provider)
+
+    def claim(self, consumer: str, provider: str) -> None:
+        """``PUT`` with ``consumer_generation: null``: creates, and nothing else."""
+        if consumer in self.allocations or self.used(provider) >= self.capacity[provider]:
+            raise RefusedError
+        self.allocations[consumer] = Allocation(provider, 1)
+
+    def release(self, consumer: str, generation: int) -> None:
+        """``PUT`` of nothing, with the generation that was read."""
+        found = self.allocations.get(consumer)
+        if found is None or found.generation != generation:
+            raise RefusedError
+        self.on_release(consumer, found)
+        del self.allocations[consumer]

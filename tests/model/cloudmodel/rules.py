@@ -1,0 +1,37 @@
+"""The rules of the protocol, each of which can be broken to see that an invariant notices."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+class Violated(AssertionError):
+    """An invariant does not hold. ``name`` says which."""
+
+    def __init__(self, name: str, message: str) -> None:
+        super().__init__(f"{name}: {message}")
+        self.name = name
+
+
+@dataclass(frozen=True)
+class Rules:
+    """As the product has them. Some protect the same thing twice: breaking one may take two."""
+
+    audit_deletes_the_intent_first: bool = True
+    audit_asks_the_host: bool = True
+    audit_asks_in_the_lane: bool = True
+    lead_checks_its_lease: bool = True
+    finish_waits_for_gone: bool = True
+    finish_releases_before_it_deletes: bool = True
+    host_checks_the_claim: bool = True
+    host_remembers_before_the_start: bool = True
+    host_remembers_what_it_removed: bool = True
+    host_remembers_the_undo: bool = True
+    host_leaves_what_nobody_asks_for: bool = True
+    host_keeps_what_may_have_run: bool = True
+    host_holds: bool = True
+    report_compares_the_assignment: bool = True
+    lost_is_not_gone: bool = True
+    request_compares_the_intent: bool = True
+    unanswered_request_is_left_to_the_audit: bool = True
+    uuids_are_used_once: bool = True

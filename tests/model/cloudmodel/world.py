@@ -1,0 +1,196 @@
+"""All there is, what befalls it, and what must never be seen in it."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from cloudmodel.etcd import Compare, Delete, Entry, Etcd, Put
+from cloudmodel.placement import Allocation, Placement, RefusedError
+from cloudmodel.rules import Rules, Violated
+
+from ecompute.cluster.documents import Interface, Power, Resources, Spec
+
+Steps = Generator[str, None, None]
+
+HOSTS = ("alpha", "beta")
+CAPACITY = 2
+HOST_TTL_S = 30.0
+RESTORE_TAKES_S = 60.0
+"""How long etcd is away while it is set back; longer than any lease of a leader."""
+
+
+class Fate(StrEnum):
+    """What becomes of the one message, or of the one deed, of a step."""
+
+    FINE = "fine"
+    LOST = "lost"
+    """Never written; the writer hears nothing."""
+    UNANSWERED = "unanswered"
+    """Written; the writer hears nothing."""
+    LATE = "late"
+    """To placement only: written some time later; the writer hears nothing."""
+    FAILS = "fails"
+    """The deed on the host goes wrong."""
+
+
+class Unanswered(Exception):  # noqa: N818
+    """Nobody knows whether it was written."""
+
+
+@dataclass
+class Process:
+    """A tool or an auditor: killed, it is gone for good."""
+
+    name: str
+    steps: Steps
+    is_paused: bool = False
+    is_done: bool = False
+    at: str = ""
+
+
+@dataclass
+class World:
+    rules: Rules
+    now_s: float = 0.0
+    etcd: Etcd = field(default_factory=Etcd)
+    fate: Fate = Fate.FINE
+    processes: list[Process] = field(default_factory=list)
+    in_flight: deque[Callable[[], None]] = field(default_factory=deque)
+    uuids: list[str] = field(default_factory=list)
+    has_faults: bool = True
+
+    # What an onlooker knows who sees everything; no process reads it.
+    ordered: set[str] = field(default_factory=set)
+    """Instances that a user has asked to destroy."""
+    started: set[str] = field(default_factory=set)
+    gone: set[str] = field(default_factory=set)
+    """Instances of which a host has said that nothing is left."""
+    unbacked: set[str] = field(default_factory=set)
+    """Instances whose claim was taken away by setting placement back."""
+    by_hand: set[str] = field(default_factory=set)
+    """Instances whose keys or guest somebody has laid hands on."""
+    was_set_back: bool = False
+    """Whether etcd ever lost anything."""
+
+    def __post_init__(self) -> None:
+        from cloudmodel.host import Host
+
+        self.placement = Placement(dict.fromkeys(HOSTS, CAPACITY), self._released)
+        self.hosts = {name: Host(self, name) for name in HOSTS}
+
+    # --- messages ---
+
+    def commit(self, compares: list[Compare], operations: list[Put | Delete]) -> int:
+        fate, self.fate = self.fate, Fate.FINE
+        if fate is Fate.LOST:
+            raise Unanswered
+        revision = self.etcd.commit(compares, operations)
+        if fate is Fate.UNANSWERED:
+            raise Unanswered
+        return revision
+
+    def to_placement(self, write: Callable[[], None]) -> None:
+        fate, self.fate = self.fate, Fate.FINE
+        if fate is Fate.LATE:
+            self.in_flight.append(write)
+        if fate in (Fate.LATE, Fate.LOST):
+            raise Unanswered
+        write()
+        if fate is Fate.UNANSWERED:
+            raise Unanswered
+
+    def deliver(self) -> None:
+        """Let the oldest late message arrive."""
+        try:
+            self.in_flight.popleft()()
+        except RefusedError:
+            pass
+
+    # --- processes ---
+
+    def spawn(self, name: str, steps: Steps) -> Process:
+        process = Process(name, steps)
+        self.processes.append(process)
+        return process
+
+    def run(self, process: Process, count: int, fate: Fate = Fate.FINE) -> None:
+        """Let ``process`` take up to ``count`` steps; ``fate`` is of the last."""
+        for left in reversed(range(count)):
+            if process.is_done:
+                break
+            self.fate = fate if left == 0 else Fate.FINE
+            try:
+                process.at = next(process.steps)
+            except StopIteration:
+                process.is_done = True
+        self.fate = Fate.FINE
+
+    def kill(self, process: Process) -> None:
+        process.steps.close()
+        process.is_done = True
+
+    # --- time and disasters ---
+
+    def advance(self, seconds: float) -> None:
+        """Time passes; whoever is not paused keeps its lease."""
+        while seconds > 0:
+            tick_s = min(seconds, 5.0)
+            seconds -= tick_s
+            self.now_s += tick_s
+            for host in self.hosts.values():
+                host.keep_alive()
+            self.etcd.expire(self.now_s)
+
+    def set_etcd_back(self, snapshot: Etcd, *, is_other_cluster: bool) -> None:
+        # No message lives as long as a restore takes, and no lead's lease does.
+        self.in_flight.clear()
+        self.now_s += RESTORE_TAKES_S
+        self.was_set_back = True
+        self.etcd.restore(snapshot, self.now_s, is_other_cluster=is_other_cluster)
+        self._forget_what_is_unwritten()
+
+    def set_placement_back(self, allocations: dict[str, Allocation]) -> None:
+        before = self.placement.allocations
+        self.in_flight.clear()
+        self.placement.allocations = dict(allocations)
+        self.unbacked |= before.keys() - allocations.keys()
+        # What a scheduler claims after this is its own again; what it held before may be lost.
+        self.unbacked |= {uuid for uuid in self.uuids if uuid not in allocations}
+
+    def _forget_what_is_unwritten(self) -> None:
+        """A destroy that was set back was never asked for, unless its guest is gone already."""
+
+    # --- what must never be seen ---
+
+    def _released(self, consumer: str, allocation: Allocation) -> None:
+        host = self.hosts.get(allocation.provider)
+        if host is not None and host.holds(consumer):
+            raise Violated("released in use", f"{consumer} is on {host.provider}: {host.look(consumer)}")
+
+    def check(self) -> None:
+        """Look at everything at once."""
+        for uuid in self.uuids:
+            on = [host.provider for host in self.hosts.values() if host.domains.get(uuid) is Power.ON]
+            if len(on) > 1:
+                raise Violated("runs twice", f"{uuid} runs on {on}")
+            for host in self.hosts.values():
+                claim = self.placement.allocations.get(uuid)
+                is_backed = claim is not None and claim.provider == host.provider
+                if host.holds(uuid) and not is_backed and uuid not in self.unbacked:
+                    raise Violated("used without a claim", f"{uuid} on {host.provider}: {host.look(uuid)}, {claim}")
+
+
+def spec(uuid: str, address: str) -> Spec:
+    interface = Interface(
+        uuid=f"if-{uuid}", network_uuid="net", vni=1, mac="52:54:00:00:00:01", addresses=(address,), mtu=1450
+    )
+    return Spec(
+        resources=Resources(vcpus=1, memory_mb=1, disk_gb=1), image="http://image/", interfaces=(interface,)
+    )
+
+
+def value_of(entry: Entry | None) -> object:
+    return None if entry is None else entry.value

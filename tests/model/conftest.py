@@ -1,0 +1,8 @@
+"""The model is a package of its own beside these tests: `cloudmodel`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))

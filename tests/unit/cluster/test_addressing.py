@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import uuid
+from ipaddress import IPv4Address, IPv4Network
+
+import pytest
+from ecompute.cluster.addressing import (
+    check_address,
+    choose_address,
+    gateway_address,
+    is_unicast_mac,
+    mac_address,
+    parse_cidr,
+    with_prefix,
+)
+from ecompute.cluster.errors import AddressesExhausted, InvalidInput
+from hypothesis import given
+from hypothesis import strategies as st
+
+CIDR = "10.10.0.0/24"
+
+cidrs = st.builds(
+    lambda address, length: str(IPv4Network((address, length), strict=False)),
+    st.integers(int(IPv4Address("10.0.0.0")), int(IPv4Address("10.255.255.255"))),
+    st.integers(16, 29),
+)
+
+
+@given(cidrs, st.integers(0, 2**32), st.sets(st.integers(0, 20)))
+def test_a_chosen_address_is_free_and_no_special_one(cidr: str, seed: int, taken_offsets: set[int]) -> None:
+    network = IPv4Network(cidr)
+    taken = {str(network.network_address + n) for n in taken_offsets}
+    try:
+        chosen = choose_address(cidr, taken, seed)
+    except AddressesExhausted:
+        assert network.num_addresses - 3 <= len(taken)
+        return
+    assert IPv4Address(chosen) in network
+    assert chosen not in taken
+    assert chosen not in {str(network.network_address), str(network.broadcast_address), gateway_address(cidr)}
+
+
+def test_every_address_of_a_range_is_chosen_before_it_is_exhausted() -> None:
+    taken: set[str] = set()
+    for seed in range(5):
+        taken.add(choose_address("10.0.0.8/29", taken, seed * 7))
+    assert taken == {f"10.0.0.{n}" for n in (10, 11, 12, 13, 14)}
+    with pytest.raises(AddressesExhausted, match=r"all 5 addresses of 10\.0\.0\.8/29 are taken"):
+        choose_address("10.0.0.8/29", taken, 0)
+
+
+def test_a_gateway_elsewhere_is_kept_free_and_the_first_address_is_not() -> None:
+    taken = {f"10.0.0.{n}" for n in (10, 11, 12, 13)}
+    assert choose_address("10.0.0.8/29", taken, 0, gateway="10.0.0.14") == "10.0.0.9"
+
+
+def test_different_seeds_begin_at_different_addresses() -> None:
+    assert len({choose_address(CIDR, set(), seed) for seed in range(100)}) > 90
+
+
+def test_a_range_may_be_given_parsed() -> None:
+    assert choose_address(IPv4Network(CIDR), set(), 5) == choose_address(CIDR, set(), 5)
+
+
+def test_the_gateway_is_the_first_address() -> None:
+    assert gateway_address("10.10.0.0/16") == "10.10.0.1"
+    assert with_prefix(CIDR, "10.10.0.5") == "10.10.0.5/24"
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("10.10.0.1/24", "bits set behind its prefix; the range is 10.10.0.0/24"),
+        ("10.0.0.0/30", "a prefix of 30 bits"),
+        ("10.0.0.0/15", "a prefix of 15 bits"),
+        ("169.254.0.0/16", "link-local"),
+        ("127.0.0.0/24", "loopback"),
+        ("224.0.0.0/24", "multicast"),
+        ("0.0.0.0/16", '"this" network'),
+        ("250.0.0.0/16", "reserved"),
+        ("10.0.0.0", "not an IPv4 range"),
+        ("10.0.0.0/", "not an IPv4 range"),
+        ("10.0.0.0/255.255.255.0", "not an IPv4 range"),
+        ("10.0.0.0/-1", "not an IPv4 range"),
+        ("10.0.0.0/33", "not an IPv4 range"),
+        ("10.0.0.0/٢٤", "not an IPv4 range"),
+        ("fd00::/64", "not an IPv4 range"),
+        ("", "not an IPv4 range"),
+    ],
+)
+def test_a_range_that_cannot_be_meant_is_refused_in_one_line(text: str, what: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        parse_cidr(text)
+    assert what in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("address", "what"),
+    [
+        ("10.11.0.1", "outside of"),
+        ("10.10.0.0", "network's own"),
+        ("10.10.0.255", "broadcast"),
+        ("10.10.0.1", "gateway's"),
+        ("10.10.0", "not an IPv4 address"),
+    ],
+)
+def test_an_address_that_no_port_may_have_is_refused(address: str, what: str) -> None:
+    with pytest.raises(InvalidInput, match=what):
+        check_address(CIDR, address)
+    assert check_address(CIDR, "10.10.0.7") == "10.10.0.7"
+
+
+@given(st.uuids())
+def test_a_mac_is_unicast_locally_administered_and_always_the_same(interface: uuid.UUID) -> None:
+    mac = mac_address(str(interface))
+    assert is_unicast_mac(mac)
+    assert int(mac[:2], 16) & 0b11 == 0b10
+    assert mac == mac_address(str(interface).upper())
+
+
+def test_a_mac_needs_a_uuid() -> None:
+    with pytest.raises(InvalidInput, match="not a uuid"):
+        mac_address("eth0")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["ff:ff:ff:ff:ff:ff", "01:00:5e:00:00:01", "00:00:00:00:00:00", "02:00:00:00:00", "02-00-00-00-00-01", "x", ""],
+)
+def test_what_no_interface_can_have_is_no_unicast_mac(text: str) -> None:
+    assert not is_unicast_mac(text)

@@ -1,0 +1,287 @@
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from uuid import uuid4
+
+import pytest
+from ecompute.cluster.addressing import is_unicast_mac
+from ecompute.cluster.documents import Network, NetworkHost, Port
+from ecompute.cluster.errors import NetworkError
+from ecompute.network import mesh
+from ecompute.network.fake import FakeLinks
+from ecompute.network.mesh import FoundBridge, FoundNetwork, FoundPort, FoundVxlan, WantedNetwork, plan, wanted
+from hypothesis import given
+from hypothesis import strategies as st
+
+VNI = 0x10
+ME = "host-1"
+NETWORK = Network(uuid="n", namespace="system", name="default", cidr="10.0.0.0/24", vni=VNI, mtu=1450, created_at="")
+
+
+def host(provider: str, underlay: str) -> NetworkHost:
+    return NetworkHost(provider=provider, underlay=underlay)
+
+
+def port(provider: str, mac: str, epoch: int = 1) -> Port:
+    return Port(interface_uuid="i", instance_uuid="v", provider=provider, epoch=epoch, mac=mac, addresses=())
+
+
+HOSTS = [host(ME, "192.0.2.1"), host("host-2", "192.0.2.2"), host("host-3", "192.0.2.3")]
+
+# --- names ---------------------------------------------------------------------------------------
+
+
+def test_names_fit_the_kernels_fifteen_characters_and_are_read_back() -> None:
+    biggest = 2**24 - 1
+    for name in (mesh.bridge_name(biggest), mesh.vxlan_name(biggest), mesh.tap_name(str(uuid4()))):
+        assert len(name) <= 15
+    assert mesh.tap_name("0123456789AB-cdef-0000-0000-00000000") == "ect0123456789a"
+    assert mesh.vni_of(mesh.bridge_name(biggest)) == mesh.vni_of(mesh.vxlan_name(biggest)) == biggest
+    for foreign in ("ecb", "ecb00000g", "ecb0000001", "ect000001", "br-ecb000001", "ECB000001"):
+        assert mesh.vni_of(foreign) is None
+
+
+def test_a_bridges_mac_is_unicast_and_its_own() -> None:
+    macs = {mesh.bridge_mac(vni) for vni in (1, 2, 2**24 - 1)}
+    assert len(macs) == 3
+    assert all(is_unicast_mac(mac) for mac in macs)
+
+
+# --- wanted --------------------------------------------------------------------------------------
+
+
+def test_peers_are_the_other_members_and_entries_the_ports_on_them() -> None:
+    made = wanted(NETWORK, ME, [port(ME, "02:00:00:00:00:01"), port("host-2", "02:00:00:00:00:02")], HOSTS)
+    assert made == WantedNetwork(
+        uuid="n",
+        vni=VNI,
+        mtu=1450,
+        local="192.0.2.1",
+        peers=frozenset({"192.0.2.2", "192.0.2.3"}),
+        entries=frozenset({("02:00:00:00:00:02", "192.0.2.2")}),
+    )
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_mac_on_two_hosts_is_a_guest_that_moves_and_the_higher_epoch_holds(order: int) -> None:
+    ports = [port("host-2", "02:00:00:00:00:02", 1), port("host-3", "02:00:00:00:00:02", 2)][::order]
+    assert wanted(NETWORK, ME, ports, HOSTS).entries == {("02:00:00:00:00:02", "192.0.2.3")}
+
+
+def test_a_guest_that_moves_here_has_no_entry() -> None:
+    ports = [port("host-2", "02:00:00:00:00:02", 1), port(ME, "02:00:00:00:00:02", 2)]
+    assert wanted(NETWORK, ME, ports, HOSTS).entries == frozenset()
+
+
+def test_a_port_on_a_host_that_is_no_member_has_no_entry() -> None:
+    assert wanted(NETWORK, ME, [port("host-9", "02:00:00:00:00:02")], HOSTS).entries == frozenset()
+
+
+@pytest.mark.parametrize("underlay", ["", "x", "::1", "127.0.0.2", "224.0.0.1", "0.0.0.0", "255.255.255.255"])
+def test_a_host_with_an_impossible_underlay_address_costs_only_itself_its_place(underlay: str) -> None:
+    made = wanted(NETWORK, ME, [port("host-9", "02:00:00:00:00:02")], [*HOSTS, host("host-9", underlay)])
+    assert made.peers == {"192.0.2.2", "192.0.2.3"}
+    assert made.entries == frozenset()
+    assert len(made.problems) == 1
+    assert "host-9" in made.problems[0]
+
+
+@pytest.mark.parametrize("mac", ["ff:ff:ff:ff:ff:ff", "01:00:5e:00:00:01", mesh.ZEROS, "nonsense", ""])
+def test_a_port_with_a_mac_that_no_interface_has_is_left_out_and_said(mac: str) -> None:
+    made = wanted(NETWORK, ME, [port("host-2", mac), port("host-2", "02:00:00:00:00:02")], HOSTS)
+    assert made.entries == {("02:00:00:00:00:02", "192.0.2.2")}
+    assert len(made.problems) == 1
+
+
+def test_a_host_with_our_own_underlay_address_is_no_peer() -> None:
+    hosts = [*HOSTS, host("host-4", "192.0.2.1")]
+    made = wanted(NETWORK, ME, [port("host-4", "02:00:00:00:00:04")], hosts)
+    assert made.peers == {"192.0.2.2", "192.0.2.3"}
+    assert made.entries == frozenset()
+
+
+def test_loopback_serves_a_single_host_and_is_refused_for_two() -> None:
+    assert wanted(NETWORK, ME, [], [host(ME, "127.0.0.1")]).local == "127.0.0.1"
+    with pytest.raises(NetworkError, match="is loopback; set `underlay:`"):
+        wanted(NETWORK, ME, [], [host(ME, "127.0.0.1"), host("host-2", "192.0.2.2")])
+
+
+def test_a_host_without_a_record_of_its_own_is_refused() -> None:
+    with pytest.raises(NetworkError, match="host-1 has no underlay address"):
+        wanted(NETWORK, ME, [], HOSTS[1:])
+
+
+# --- plan ----------------------------------------------------------------------------------------
+
+macs = st.integers(1, 6).map(lambda n: f"02:00:00:00:00:{n:02x}")
+underlays = st.integers(2, 6).map(lambda n: f"192.0.2.{n}")
+ports_of_a_mac = st.dictionaries(macs, underlays).map(lambda found: frozenset(found.items()))
+zeros = st.frozensets(underlays.map(lambda underlay: (mesh.ZEROS, underlay)))
+
+wanteds = st.builds(
+    WantedNetwork,
+    uuid=st.just("n"),
+    vni=st.just(VNI),
+    mtu=st.sampled_from([1400, 1450]),
+    local=st.sampled_from(["192.0.2.1", "192.0.2.100"]),
+    peers=st.frozensets(underlays),
+    entries=ports_of_a_mac,
+)
+bridges = st.none() | st.builds(
+    FoundBridge,
+    kind=st.just("bridge"),
+    mac=st.sampled_from([mesh.bridge_mac(VNI), "02:99:00:00:00:00"]),
+    mtu=st.sampled_from([1400, 1450, 1500]),
+    is_up=st.booleans(),
+    is_hardened=st.booleans(),
+    is_tuned=st.booleans(),
+)
+vxlans = st.none() | st.builds(
+    FoundVxlan,
+    kind=st.just("vxlan"),
+    vni=st.just(VNI),
+    local=st.sampled_from([None, "192.0.2.1", "192.0.2.100"]),
+    port=st.sampled_from([4789, 8472]),
+    is_learning=st.booleans(),
+    mtu=st.sampled_from([1400, 1450]),
+    is_up=st.booleans(),
+    is_hardened=st.booleans(),
+    is_attached=st.booleans(),
+)
+
+
+@st.composite
+def founds(draw: st.DrawFn) -> FoundNetwork:
+    bridge, vxlan = draw(bridges), draw(vxlans)
+    found = FoundNetwork(vni=VNI, bridge=bridge, vxlan=vxlan, is_guarded=draw(st.booleans()))
+    if vxlan is not None:
+        entries = draw(ports_of_a_mac) | draw(zeros)
+        # A MAC of a port has one entry: what is somebody else's is not ours too.
+        taken = {mac for mac, _ in entries} - {mesh.ZEROS}
+        foreign = frozenset(entry for entry in draw(ports_of_a_mac) if entry[0] not in taken) | (draw(zeros) - entries)
+        is_attached = vxlan.is_attached and bridge is not None
+        found = replace(
+            found, entries=entries, foreign_entries=foreign, vxlan=replace(vxlan, is_attached=is_attached)
+        )
+    if bridge is not None:
+        names = draw(st.frozensets(st.sampled_from(["ect1", "ect2"])))
+        found = replace(found, ports=frozenset(FoundPort(name, draw(st.booleans())) for name in names))
+    return found
+
+
+def applied(changes: tuple[mesh.Change, ...], found: FoundNetwork) -> FoundNetwork:
+    links = FakeLinks()
+    links.networks[VNI] = found
+    for change in changes:
+        if isinstance(change, mesh.Guard):
+            links.networks[VNI] = replace(links.found(VNI), is_guarded=True)
+        else:
+            assert not isinstance(change, mesh.Unguard)
+            links.apply(change)
+    return links.found(VNI)
+
+
+def assert_is(wanted: WantedNetwork, found: FoundNetwork) -> None:
+    assert found.is_guarded
+    assert found.bridge == FoundBridge("bridge", mesh.bridge_mac(VNI), wanted.mtu, True, True, True)
+    assert found.vxlan == FoundVxlan("vxlan", VNI, wanted.local, 4789, False, wanted.mtu, True, True, True)
+    assert all(port.is_hardened for port in found.ports)
+    assert found.entries <= wanted.forwarding() <= found.entries | found.foreign_entries
+
+
+@given(wanteds, founds())
+def test_the_plan_leads_from_what_is_found_to_what_is_wanted_and_then_is_empty(
+    wanted: WantedNetwork, found: FoundNetwork
+) -> None:
+    after = applied(plan(wanted, found), found)
+    assert_is(wanted, after)
+    assert plan(wanted, after) == ()
+
+
+@given(wanteds, founds())
+def test_the_plan_leaves_entries_and_ports_that_are_not_ours(wanted: WantedNetwork, found: FoundNetwork) -> None:
+    changes = plan(wanted, found)
+    after = applied(changes, found)
+    assert {port.name for port in after.ports} == {port.name for port in found.ports}
+    if not any(isinstance(change, mesh.DeleteVxlan) for change in changes):
+        # Only a MAC that a port of ours has may be taken over.
+        ours = {mac for mac, _ in wanted.entries}
+        assert {entry for entry in found.foreign_entries if entry[0] not in ours} <= after.foreign_entries
+    for change in changes:
+        if isinstance(change, mesh.DropEntry):
+            assert (change.mac, change.underlay) in found.entries
+
+
+@given(wanteds, founds(), st.data())
+def test_a_plan_cut_off_anywhere_is_finished_by_the_next(
+    wanted: WantedNetwork, found: FoundNetwork, data: st.DataObject
+) -> None:
+    changes = plan(wanted, found)
+    half = applied(changes[: data.draw(st.integers(0, len(changes)))], found)
+    assert_is(wanted, applied(plan(wanted, half), half))
+
+
+@given(wanteds, founds())
+def test_no_device_goes_up_before_it_is_hardened_attached_and_guarded(
+    wanted: WantedNetwork, found: FoundNetwork
+) -> None:
+    changes = plan(wanted, found)
+    for index, change in enumerate(changes):
+        if isinstance(change, mesh.SetUp):
+            before = applied(changes[:index], found)
+            device = before.bridge if change.device == mesh.bridge_name(VNI) else before.vxlan
+            assert before.is_guarded
+            assert device is not None
+            assert device.is_hardened
+            assert before.vxlan is not None
+            assert before.vxlan.is_attached
+
+
+@given(founds())
+def test_removal_leaves_nothing_and_never_takes_a_bridge_from_under_a_port(found: FoundNetwork) -> None:
+    if found.ports:
+        with pytest.raises(NetworkError, match="still has ports"):
+            plan(None, found)
+        return
+    after = applied(plan(None, found), found)
+    assert (after.bridge, after.vxlan, after.entries) == (None, None, frozenset())
+    assert plan(None, after) == ()
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        FoundNetwork(VNI, bridge=FoundBridge("veth")),
+        FoundNetwork(VNI, vxlan=FoundVxlan("bridge")),
+        FoundNetwork(VNI, vxlan=FoundVxlan("vxlan", vni=99)),
+        FoundNetwork(VNI, vxlan=FoundVxlan("vxlan", vni=None)),
+    ],
+)
+def test_a_device_with_our_name_that_is_not_ours_is_an_error(found: FoundNetwork) -> None:
+    for aim in (wanted(NETWORK, ME, [], HOSTS), None):
+        with pytest.raises(NetworkError, match="rename or remove it"):
+            plan(aim, found)
+
+
+def test_a_guest_that_moves_is_one_change() -> None:
+    before = wanted(NETWORK, ME, [port("host-2", "02:00:00:00:00:02", 1)], HOSTS)
+    found = applied(plan(before, FoundNetwork(VNI)), FoundNetwork(VNI))
+    after = wanted(NETWORK, ME, [port("host-3", "02:00:00:00:00:02", 2)], HOSTS)
+    assert plan(after, found) == (mesh.PutEntry(VNI, "02:00:00:00:00:02", "192.0.2.3"),)
+
+
+def test_a_network_of_1000_hosts_and_10000_guests_is_compared_within_50_ms() -> None:
+    hosts = [host(f"host-{n}", f"10.1.{n // 250}.{n % 250 + 1}") for n in range(1000)]
+    ports = [port(f"host-{n % 1000}", f"02:00:00:00:{n // 256:02x}:{n % 256:02x}") for n in range(10_000)]
+    aim = wanted(NETWORK, "host-0", ports, hosts)
+    empty = replace(aim, peers=frozenset(), entries=frozenset())
+    found = replace(applied(plan(empty, FoundNetwork(VNI)), FoundNetwork(VNI)), entries=aim.forwarding())
+    moved = [*ports[1:], port("host-5", ports[0].mac, 2)]
+    durations_ms = []
+    for _ in range(5):
+        began = time.perf_counter()
+        changes = plan(wanted(NETWORK, "host-0", moved, hosts), found)
+        durations_ms.append((time.perf_counter() - began) * 1000)
+        assert changes == (mesh.PutEntry(VNI, ports[0].mac, "10.1.0.6"),)
+    assert min(durations_ms) < 50, durations_ms

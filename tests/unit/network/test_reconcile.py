@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from ecompute.cluster.errors import NetworkError
+from ecompute.network import mesh
+from ecompute.network.fake import FakeFilter, FakeLinks
+from ecompute.network.filter import FilterState
+from ecompute.network.mesh import FoundBridge, FoundNetwork, FoundPort, WantedNetwork
+from ecompute.network.reconcile import NetworkReconciler
+
+VNI = 0x20
+WANTED = WantedNetwork(
+    uuid="n",
+    vni=VNI,
+    mtu=1450,
+    local="192.0.2.1",
+    peers=frozenset({"192.0.2.2", "192.0.2.3"}),
+    entries=frozenset({("02:00:00:00:00:02", "192.0.2.2")}),
+)
+
+
+class Killed(Exception):
+    pass
+
+
+class Dying:
+    """Everything that changes the host dies after the n-th change, and stays dead."""
+
+    def __init__(self, alive: Any, budget: list[int]) -> None:
+        self._alive = alive
+        self._budget = budget
+
+    def __getattr__(self, name: str) -> Any:
+        attribute = getattr(self._alive, name)
+        if name not in ("apply", "install", "remove"):
+            return attribute
+
+        def until_dead(*arguments: Any) -> Any:
+            if self._budget[0] == 0:
+                raise Killed
+            self._budget[0] -= 1
+            return attribute(*arguments)
+
+        return until_dead
+
+
+@pytest.fixture
+def links() -> FakeLinks:
+    return FakeLinks()
+
+
+@pytest.fixture
+def rules() -> FakeFilter:
+    return FakeFilter()
+
+
+@pytest.fixture
+def reconciler(links: FakeLinks, rules: FakeFilter) -> NetworkReconciler:
+    return NetworkReconciler(links, rules)
+
+
+def test_ensured_twice_changes_nothing(reconciler: NetworkReconciler) -> None:
+    assert len(reconciler.ensure(WANTED)) > 5
+    assert reconciler.ensure(WANTED) == ()
+
+
+def test_killed_after_any_change_of_joining_the_next_call_ends_in_the_same_place() -> None:
+    whole = FakeLinks()
+    count = len(NetworkReconciler(whole, FakeFilter()).ensure(WANTED))
+    for survived in range(count):
+        links, rules, budget = FakeLinks(), FakeFilter(), [survived]
+        dying: Any = Dying(links, budget), Dying(rules, budget)
+        with pytest.raises(Killed):
+            NetworkReconciler(*dying).ensure(WANTED)
+        reconciler = NetworkReconciler(links, rules)
+        reconciler.ensure(WANTED)
+        assert links.found(VNI) == whole.found(VNI)
+        assert reconciler.ensure(WANTED) == ()
+
+
+def test_killed_after_any_change_of_leaving_the_next_call_leaves_nothing() -> None:
+    for survived in range(3):
+        links, rules, budget = FakeLinks(), FakeFilter(), [survived]
+        NetworkReconciler(links, rules).ensure(WANTED)
+        dying: Any = Dying(links, budget), Dying(rules, budget)
+        with pytest.raises(Killed):
+            NetworkReconciler(*dying).remove(VNI)
+        NetworkReconciler(links, rules).remove(VNI)
+        assert links.ours() == frozenset()
+        assert rules.state() is FilterState.ABSENT
+
+
+def test_a_change_that_fails_on_a_new_network_leaves_nothing(links: FakeLinks, rules: FakeFilter) -> None:
+    def fail(change: mesh.Change) -> None:
+        if isinstance(change, mesh.AttachVxlan):
+            raise NetworkError("no")
+
+    with pytest.raises(NetworkError):
+        NetworkReconciler(links, rules, on_change=fail).ensure(WANTED)
+    assert links.ours() == frozenset()
+    assert rules.state() is FilterState.ABSENT
+
+
+def test_a_change_that_fails_on_a_network_with_guests_takes_nothing_away(
+    links: FakeLinks, rules: FakeFilter, reconciler: NetworkReconciler
+) -> None:
+    reconciler.ensure(WANTED)
+    before = links.found(VNI)
+
+    def fail(change: mesh.Change) -> None:
+        raise NetworkError("no")
+
+    with pytest.raises(NetworkError):
+        NetworkReconciler(links, rules, on_change=fail).ensure(replace(WANTED, peers=WANTED.peers | {"192.0.2.9"}))
+    assert before.entries <= links.found(VNI).entries
+
+
+def test_an_undo_that_fails_is_noted_on_the_error() -> None:
+    budget = [3]
+    dying: Any = Dying(FakeLinks(), budget), Dying(FakeFilter(), budget)
+    with pytest.raises(Killed) as caught:
+        NetworkReconciler(*dying).ensure(WANTED)
+    assert any(f"undoing network {VNI}" in note for note in caught.value.__notes__)
+
+
+def test_the_filter_stays_until_the_last_network_leaves(reconciler: NetworkReconciler, rules: FakeFilter) -> None:
+    other = replace(WANTED, vni=VNI + 1)
+    reconciler.ensure(WANTED)
+    reconciler.ensure(other)
+    assert reconciler.present() == {VNI, VNI + 1}
+    assert mesh.Unguard() not in reconciler.remove(VNI)
+    assert rules.state() is FilterState.WHOLE
+    assert mesh.Unguard() in reconciler.remove(VNI + 1)
+    assert rules.state() is FilterState.ABSENT
+    assert reconciler.remove(VNI) == ()
+
+
+def test_an_altered_filter_is_put_back(reconciler: NetworkReconciler, rules: FakeFilter) -> None:
+    reconciler.ensure(WANTED)
+    rules.is_altered = True
+    assert reconciler.ensure(WANTED) == (mesh.Guard(),)
+
+
+def test_a_network_with_a_guests_port_is_not_removed(reconciler: NetworkReconciler, links: FakeLinks) -> None:
+    reconciler.ensure(WANTED)
+    links.networks[VNI] = replace(links.found(VNI), ports=frozenset({FoundPort("ect1", True)}))
+    before = links.found(VNI)
+    with pytest.raises(NetworkError, match="ect1"):
+        reconciler.remove(VNI)
+    assert not reconciler.remove_if_empty(VNI)
+    assert links.found(VNI) == before
+    links.networks[VNI] = replace(before, ports=frozenset())
+    assert reconciler.remove_if_empty(VNI)
+    assert not reconciler.remove_if_empty(VNI)
+
+
+def test_a_tap_that_is_not_hardened_is(reconciler: NetworkReconciler, links: FakeLinks) -> None:
+    reconciler.ensure(WANTED)
+    links.networks[VNI] = replace(links.found(VNI), ports=frozenset({FoundPort("ect1", False)}))
+    assert reconciler.ensure(WANTED) == (mesh.Harden("ect1"),)
+
+
+def test_a_foreign_device_with_our_name_is_not_touched(links: FakeLinks, rules: FakeFilter) -> None:
+    links.networks[VNI] = FoundNetwork(VNI, bridge=FoundBridge("veth"))
+    reconciler = NetworkReconciler(links, rules)
+    for action in (lambda: reconciler.ensure(WANTED), lambda: reconciler.remove(VNI)):
+        with pytest.raises(NetworkError, match="not our bridge"):
+            action()
+    assert links.applied == []
+    assert rules.state() is FilterState.ABSENT

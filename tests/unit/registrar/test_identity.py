@@ -1,0 +1,81 @@
+"""The host's identity: made once, kept whatever happens, and what of the provider is the daemon's."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ecompute.cluster.config import Config
+from ecompute.cluster.errors import StorageError
+from ecompute.registrar import IDENTITY_FILE, identity, merge_traits
+
+TRAITS = st.frozensets(
+    st.sampled_from(
+        ["HW_CPU_X86_AVX", "HW_CPU_X86_NEW", "CUSTOM_VIRT_KVM", "CUSTOM_VIRT_QEMU", "CUSTOM_RACK_1"]
+        + ["COMPUTE_STATUS_DISABLED", "MISC_SHARES_VIA_AGGREGATE"]
+    )
+)
+
+
+def test_the_uuid_is_kept_across_restarts_without_being_told(tmp_path: Path) -> None:
+    first = identity(Config(), tmp_path / "state")
+    assert str(uuid.UUID(first)) == first
+    assert identity(Config(), tmp_path / "state") == first
+    assert [path.name for path in (tmp_path / "state").iterdir()] == [IDENTITY_FILE]
+
+
+def test_the_configured_uuid_comes_first_and_leaves_the_file_alone(tmp_path: Path) -> None:
+    kept = identity(Config(), tmp_path)
+    told = "5a4cbd31-2cf8-4b7b-a1a9-0a6f3bd0c8ee"
+    assert identity(Config(uuid=told), tmp_path) == told
+    assert identity(Config(), tmp_path) == kept
+
+
+def test_many_starts_at_once_agree_on_one_uuid(tmp_path: Path) -> None:
+    found: list[str] = []
+    barrier = threading.Barrier(8)
+
+    def start() -> None:
+        barrier.wait()
+        found.append(identity(Config(), tmp_path))
+
+    threads = [threading.Thread(target=start) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 8
+    assert len(set(found)) == 1
+    assert [path.name for path in tmp_path.iterdir()] == [IDENTITY_FILE]
+
+
+@pytest.mark.parametrize("content", [b"", b"none\n", b"\xff\xff", b"5a4cbd31-2cf8-4b7b-a1a9"])
+def test_a_damaged_file_is_an_error_and_never_replaced(tmp_path: Path, content: bytes) -> None:
+    # A new uuid would orphan the provider, and with it every guest's allocation.
+    (tmp_path / IDENTITY_FILE).write_bytes(content)
+    with pytest.raises(StorageError, match="does not hold a uuid"):
+        identity(Config(), tmp_path)
+    assert (tmp_path / IDENTITY_FILE).read_bytes() == content
+
+
+def test_a_state_directory_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match="cannot be kept"):
+        identity(Config(), tmp_path / "file" / "state")
+
+
+@given(TRAITS, TRAITS, TRAITS)
+def test_the_traits_of_others_stay_and_ours_are_what_was_given(
+    found: frozenset[str], given_: frozenset[str], known: frozenset[str]
+) -> None:
+    merged = merge_traits(found, given_, known)
+    ours = {trait for trait in merged if trait.startswith(("HW_CPU_X86_", "CUSTOM_VIRT_"))}
+    assert merged >= {trait for trait in found if not trait.startswith(("HW_CPU_X86_", "CUSTOM_VIRT_"))}
+    assert ours <= given_
+    assert all(trait.startswith("CUSTOM_") or trait in known for trait in ours)
+    assert merge_traits(merged, given_, known) == merged
