@@ -34,6 +34,11 @@ setup(
         "embedded": ["openstack-placement>=16", "gunicorn>=22"],
         "api": [],
         "dev": [
+            "configobj>=5.0",  # with the next four, what cloud-init's reader of config drives imports
+            "jinja2>=3.0",
+            "jsonpatch>=1.33",
+            "jsonschema>=4.0",
+            "oauthlib>=3.2",
             "hypothesis>=6.100",
             "import-linter>=2.0",
             "mypy>=1.10",

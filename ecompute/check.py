@@ -303,9 +303,9 @@ def _has_default_route() -> bool:
 
 
 def _is_here(address: str) -> bool:
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+
     try:
-        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             probe.bind((address, 0))
     except OSError:
         return False

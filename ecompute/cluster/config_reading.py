@@ -321,9 +321,9 @@ def read_guest_network(node: Node) -> ipaddress.IPv4Network:
 def read_address(node: Node) -> str:
     text = read_text(node)
     try:
-        address = ipaddress.ip_address(text)
+        address = ipaddress.IPv4Address(text)
     except ValueError as error:
-        raise BadValueError(f"must be an address of this host, without a prefix, not {_shown(text)}") from error
+        raise BadValueError(f"must be an IPv4 address of this host, without a prefix, not {_shown(text)}") from error
     if address.is_unspecified or address.is_multicast:
         raise BadValueError(f"must be an address of this host, not {address}")
     return str(address)

@@ -101,13 +101,7 @@ class PlacementProcess:
         """
         if self._child.is_running:
             return
-        # Somebody else's placement there would answer in our place.
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((HOST, self.port))
-            except OSError as error:
-                raise PortTaken(f"placement cannot listen on {HOST}:{self.port}: {error.strerror}") from error
+        _check_port(self.port)
         self._child.start()
         try:
             (self.directory / _PID_FILE).write_text(str(self._child.pid))
@@ -161,12 +155,15 @@ def start_placement(directory: Path, *, port: int = 0) -> PlacementProcess:
         port: on loopback; 0: a free one.
 
     Raises:
+        PortTaken: somebody else listens there.
         StepFailed: it is not installed, or does not start; says why.
     """
     directory = directory.resolve()
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "placement.conf").write_text(_conf(directory / _DATABASE))
     _end_former(directory)
+    if port:
+        _check_port(port)
     _make_tables(directory)
     for tries in range(1, _PORT_TRIES + 1):
         chosen = port or free_port(HOST)
@@ -180,6 +177,16 @@ def start_placement(directory: Path, *, port: int = 0) -> PlacementProcess:
         else:
             return process
     raise AssertionError("not reached")
+
+
+def _check_port(port: int) -> None:
+    """See that nobody listens there: somebody else's placement would answer in our place."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError as error:
+            raise PortTaken(f"placement cannot listen on {HOST}:{port}: {error.strerror}") from error
 
 
 def _end_former(directory: Path) -> None:

@@ -162,7 +162,7 @@ def _qemu(directory: Path, accelerator: str) -> Iterator[tuple[subprocess.Popen[
     disk.write_bytes(BOOT_SECTOR.ljust(_DISK_BYTES, b"\0"))
     ours, its = socket.socketpair()
     argv = [QEMU, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-S", "-m", "32"]
-    argv += ["-machine", "pc", "-accel", accelerator, "-cpu", CPU[accelerator]]
+    argv += ["-machine", "q35", "-accel", accelerator, "-cpu", CPU[accelerator]]
     argv += ["-drive", f"file={disk},format=raw,if=virtio,readonly=on"]
     argv += ["-device", "isa-debug-exit,iobase=0xf4,iosize=1"]
     argv += ["-chardev", f"socket,id=monitor,fd={its.fileno()}", "-mon", "chardev=monitor,mode=control"]

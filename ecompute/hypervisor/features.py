@@ -71,6 +71,9 @@ TRAITS: dict[str, str] = {
 }
 """By libvirt's name of a feature (its ``cpu_map``)."""
 
+OLDER_NAMES = {"svm": "HW_CPU_X86_SVM", "vmx": "HW_CPU_X86_VMX"}
+"""Traits that were renamed and that people still ask for."""
+
 ACCELERATORS = {"kvm": "CUSTOM_VIRT_KVM", "tcg": "CUSTOM_VIRT_QEMU"}
 
 
@@ -81,4 +84,6 @@ def traits(cpu_features: Iterable[str], accelerator: str) -> frozenset[str]:
         cpu_features: libvirt's names of the features that its guests get.
         accelerator: ``kvm`` or ``tcg``.
     """
-    return frozenset({TRAITS[name] for name in cpu_features if name in TRAITS} | {ACCELERATORS[accelerator]})
+    names = set(cpu_features)
+    standard = {table[name] for table in (TRAITS, OLDER_NAMES) for name in names & table.keys()}
+    return frozenset(standard | {ACCELERATORS[accelerator]})

@@ -8,6 +8,7 @@ Called in an instance's own lane, so never twice at the same time for the same i
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -17,7 +18,7 @@ from uuid import UUID, uuid5
 
 from ecompute.cluster.addressing import mac_address
 from ecompute.cluster.documents import Assignment, Role, Secrets
-from ecompute.cluster.errors import HypervisorError, NetworkError, StorageError
+from ecompute.cluster.errors import HypervisorError, NetworkError, StorageError, Unavailable
 from ecompute.guest import configdrive, metadata
 from ecompute.hypervisor.api import Hypervisor
 from ecompute.hypervisor.domain import DomainPlan, TapPlan
@@ -44,6 +45,9 @@ DEADLINE_S: dict[Step, float] = {
 """How long a step may take before its lane is set aside; the rest, which read and write etcd or the
 host's memory, have `DEFAULT_DEADLINE_S`."""
 DEFAULT_DEADLINE_S = 60.0
+
+FETCH_TRIES = 3
+"""How often an image server that does not answer is asked before the build fails."""
 
 
 class ImagePendingError(Exception):
@@ -108,6 +112,7 @@ class Actuator:
         self._bridge = bridge
         self._secrets = secrets
         self._fetching: dict[str, Future[Image]] = {}
+        self._tried: dict[str, int] = {}
         directory.mkdir(parents=True, exist_ok=True, mode=0o711)
 
     def files(self, uuid: str) -> Files:
@@ -129,9 +134,11 @@ class Actuator:
                 f"a domain with the uuid {uuid} is on this host and is not ours", hint="it is never touched; remove it"
             )
         files = self.files(uuid)
+        _sweep(files)
+        is_to_go = assignment is not None and assignment.role is Role.ABSENT
         return Found(
             domain=None if domain is None else domain.power,
-            has_disk=files.disk.exists(),
+            has_disk=files.directory.exists() if is_to_go else files.disk.exists(),
             has_config_drive=files.config_drive.exists(),
             has_network=self._has_network(uuid, assignment),
         )
@@ -156,7 +163,7 @@ class Actuator:
         elif step is Step.UNDEFINE:
             self._hypervisor.undefine(uuid)
         elif step is Step.REMOVE_CONFIG_DRIVE:
-            self._remove(self.files(uuid).config_drive)
+            configdrive.remove(self.files(uuid).config_drive)
         elif step is Step.REMOVE_DISK:
             self._remove_files(uuid)
         elif assignment is None:
@@ -183,6 +190,7 @@ class Actuator:
 
     def stop_fetching(self, uuid: str) -> None:
         """The image is not wanted any more; the fetch ends if nobody else waits for it."""
+        self._tried.pop(uuid, None)
         future = self._fetching.pop(uuid, None)
         if future is not None:
             future.cancel()
@@ -217,21 +225,30 @@ class Actuator:
         )
 
     def _fetch(self, assignment: Assignment) -> None:
-        future = self._fetching.get(assignment.uuid)
+        uuid = assignment.uuid
+        future = self._fetching.get(uuid)
         if future is None:
-            future = self._fetching[assignment.uuid] = self._images.ensure(assignment.spec.image)
+            future = self._fetching[uuid] = self._images.ensure(assignment.spec.image)
         if not future.done():
             raise ImagePendingError(future)
+        try:
+            future.result()
+        except Unavailable as error:
+            self._fetching.pop(uuid)
+            tried = self._tried[uuid] = self._tried.get(uuid, 0) + 1
+            if tried < FETCH_TRIES:
+                raise
+            self._tried.pop(uuid)
+            raise StorageError(f"{error} (tried {tried} times)") from error
 
     def _overlay(self, assignment: Assignment) -> None:
+        self._tried.pop(assignment.uuid, None)
         future = self._fetching.pop(assignment.uuid, None)
         if future is None:
             raise StorageError("the image was not fetched")
         files = self.files(assignment.uuid)
         files.directory.mkdir(exist_ok=True, mode=0o711)
-        disks.create_overlay(
-            future.result(), files.disk, disk_gb=assignment.spec.resources.disk_gb, resize=self._resize
-        )
+        disks.create_overlay(future.result(), files.disk, disk_gb=assignment.spec.resources.disk_gb, resize=self._resize)
 
     def _write_config_drive(self, assignment: Assignment) -> None:
         secrets = self._secrets(assignment.uuid) if assignment.spec.has_user_data else None
@@ -249,12 +266,6 @@ class Actuator:
         for interface in assignment.spec.interfaces:
             self._memberships.join(assignment.uuid, interface)
 
-    def _remove(self, path: Path) -> None:
-        try:
-            path.unlink(missing_ok=True)
-        except OSError as error:
-            raise StorageError(f"{path.name} cannot be removed: {error.strerror}") from error
-
     def _remove_files(self, uuid: str) -> None:
         try:
             shutil.rmtree(self.files(uuid).directory)
@@ -262,3 +273,12 @@ class Actuator:
             pass
         except OSError as error:
             raise StorageError(f"the files of {uuid} cannot be removed: {error.strerror}") from error
+
+
+def _sweep(files: Files) -> None:
+    """Remove what a killed run left half made; only the instance's own lane calls this."""
+    if files.directory.is_dir():
+        disks.sweep(files.directory)
+        configdrive.partial_of(files.config_drive).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it is not empty, which is the rule
+            files.directory.rmdir()

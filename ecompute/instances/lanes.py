@@ -145,7 +145,7 @@ class Lanes:
                 self._again.add(uuid)
             elif uuid not in self._queue:
                 self._queue.append(uuid)
-                self._changed.notify()
+                self._changed.notify_all()  # the supervisor waits on it too
 
     def cancel(self, uuid: str) -> None:
         """Ask a run over ``uuid`` that is under way to end at its next step, and run it again."""

@@ -10,7 +10,7 @@ Any thread may call this.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -38,21 +38,29 @@ class FakeLinks:
     def session(self) -> Iterator[None]:
         yield
 
-    def found(self, vni: int) -> FoundNetwork:
+    def found(self, vni: int, taps: Collection[str] = ()) -> FoundNetwork:
         with self._lock:
-            return self.networks.get(vni, FoundNetwork(vni=vni))
+            loose = frozenset(FoundPort(name, self.taps[name]) for name in taps if name in self.taps)
+            return replace(self.networks.get(vni, FoundNetwork(vni=vni)), loose=loose)
 
     def apply(self, change: mesh.LinkChange) -> None:
         with self._lock:
-            vni = change.vni if not isinstance(change, mesh.SetMtu | mesh.Harden | mesh.SetUp) else None
-            if vni is not None:
-                self.networks[vni] = _applied(change, self.found(vni))
-            else:
-                self._apply_to_device(change)
+            match change:
+                case mesh.SetMtu() | mesh.Harden() | mesh.SetUp():
+                    self._apply_to_device(change)
+                case mesh.AttachTap(vni, device):
+                    found = self.found(vni)
+                    _require(change, found.bridge is not None and device in self.taps, "No such device")
+                    port = FoundPort(device, self.taps.pop(device))
+                    self.networks[vni] = replace(found, ports=found.ports | {port})
+                case _:
+                    found = self.found(change.vni)
+                    if isinstance(change, mesh.DeleteBridge):
+                        self.taps |= {port.name: port.is_hardened for port in found.ports}
+                    self.networks[change.vni] = _applied(change, found)
             self.applied.append(change)
 
-    def _apply_to_device(self, change: mesh.LinkChange) -> None:
-        assert isinstance(change, mesh.SetMtu | mesh.Harden | mesh.SetUp)
+    def _apply_to_device(self, change: mesh.SetMtu | mesh.Harden | mesh.SetUp) -> None:
         if isinstance(change, mesh.Harden) and change.device in self.taps:
             self.taps[change.device] = True
             return

@@ -20,7 +20,7 @@ from __future__ import annotations
 import errno
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
@@ -72,8 +72,11 @@ class Links(Protocol):
     def session(self) -> AbstractContextManager[None]:
         """Let this thread's calls inside share one socket."""
 
-    def found(self, vni: int) -> FoundNetwork:
-        """Return what is there of a network; `is_guarded` is not known here."""
+    def found(self, vni: int, taps: Collection[str] = ()) -> FoundNetwork:
+        """Return what is there of a network, and which of ``taps`` are not on its bridge.
+
+        `is_guarded` is not known here.
+        """
 
     def apply(self, change: mesh.LinkChange) -> None:
         """Make one change.
@@ -134,7 +137,7 @@ class NetlinkLinks:
         with self.session():
             yield self._session.netlink
 
-    def found(self, vni: int) -> FoundNetwork:
+    def found(self, vni: int, taps: Collection[str] = ()) -> FoundNetwork:
         with _trying(f"reading network {vni}"), self._netlink() as netlink:
             bridge = _device(netlink, bridge_name(vni))
             vxlan = _device(netlink, vxlan_name(vni))
@@ -148,7 +151,12 @@ class NetlinkLinks:
                 if found.vxlan is not None and found.vxlan.kind == "vxlan":
                     entries, foreign = _read_entries(netlink, vxlan["index"])
                     found = replace(found, entries=entries, foreign_entries=foreign)
-            return found
+            attached = {port.name for port in found.ports}
+            loose = ((name, _device(netlink, name)) for name in taps if name not in attached)
+            return replace(
+                found,
+                loose=frozenset(FoundPort(name, _is_hardened(link)) for name, link in loose if link is not None),
+            )
 
     def apply(self, change: mesh.LinkChange) -> None:
         with _trying(f"applying {change}"), self._netlink() as netlink:
@@ -174,6 +182,9 @@ class NetlinkLinks:
                     )
                 case mesh.AttachVxlan(vni):
                     index = _index(netlink, vxlan_name(vni))
+                    netlink.link("set", index=index, master=_index(netlink, bridge_name(vni)))
+                case mesh.AttachTap(vni, device):
+                    index = _index(netlink, device)
                     netlink.link("set", index=index, master=_index(netlink, bridge_name(vni)))
                 case mesh.DeleteBridge(vni):
                     _delete(netlink, bridge_name(vni))

@@ -95,6 +95,8 @@ class WantedNetwork:
     """The underlay addresses of the other member hosts."""
     entries: frozenset[tuple[str, str]] = frozenset()
     """(MAC, underlay address) of every port on another host."""
+    taps: frozenset[str] = frozenset()
+    """The taps of this host's own ports; those that exist belong on the bridge."""
     problems: tuple[str, ...] = field(default=(), compare=False)
     """Records that could not be used, one line each. They cost their own host its place, no other."""
 
@@ -132,6 +134,7 @@ def wanted(network: Network, provider: str, ports: Iterable[Port], hosts: Iterab
             problems.append(f"port {port.interface_uuid}: {port.mac!r} is not a MAC that an interface can have")
         elif (other := newest.get(port.mac)) is None or other.epoch < port.epoch:
             newest[port.mac] = port
+    taps = frozenset(tap_name(port.interface_uuid) for port in newest.values() if port.provider == provider)
     # A host with our own underlay address would be sent its packets to ourselves.
     return WantedNetwork(
         uuid=network.uuid,
@@ -144,6 +147,7 @@ def wanted(network: Network, provider: str, ports: Iterable[Port], hosts: Iterab
             for mac, port in newest.items()
             if (underlay := underlays.get(port.provider)) is not None and underlay != local
         ),
+        taps=taps,
         problems=tuple(problems),
     )
 
@@ -197,7 +201,7 @@ class FoundVxlan:
 
 @dataclass(frozen=True)
 class FoundPort:
-    """A port of our bridge other than the VXLAN device."""
+    """A port of our bridge other than the VXLAN device, or a tap that should be one."""
 
     name: str
     is_hardened: bool
@@ -213,6 +217,8 @@ class FoundNetwork:
     foreign_entries: frozenset[tuple[str, str]] = frozenset()
     """Those of others that do the same as one of ours would; the rest of theirs is not shown."""
     ports: frozenset[FoundPort] = frozenset()
+    loose: frozenset[FoundPort] = frozenset()
+    """Taps that were asked for and are there, but not on our bridge."""
     is_guarded: bool = False
     """The filter is in place (it is one for all networks)."""
 
@@ -267,6 +273,14 @@ class AttachVxlan:
 
 
 @dataclass(frozen=True)
+class AttachTap:
+    """Put a tap on the bridge again: libvirt did so when it made it, and does not look after it."""
+
+    vni: int
+    device: str
+
+
+@dataclass(frozen=True)
 class SetMtu:
     device: str
     mtu: int
@@ -307,6 +321,7 @@ LinkChange: TypeAlias = (
     | AddVxlan
     | DeleteVxlan
     | AttachVxlan
+    | AttachTap
     | SetMtu
     | Harden
     | SetUp
@@ -330,7 +345,8 @@ def plan(wanted: WantedNetwork | None, found: FoundNetwork) -> tuple[Change, ...
     changes: list[Change] = [] if found.is_guarded else [Guard()]
     changes += _plan_bridge(wanted, found.bridge)
     changes += _plan_vxlan(wanted, found)
-    changes += [Harden(port.name) for port in sorted(found.ports, key=_port_name) if not port.is_hardened]
+    changes += [Harden(name) for name in sorted(_soft_taps(found.ports | found.loose))]
+    changes += [AttachTap(wanted.vni, port.name) for port in sorted(found.loose, key=lambda port: port.name)]
     changes += [
         SetUp(name)
         for name, device in ((bridge_name(wanted.vni), found.bridge), (vxlan_name(wanted.vni), _kept(wanted, found)))
@@ -339,8 +355,9 @@ def plan(wanted: WantedNetwork | None, found: FoundNetwork) -> tuple[Change, ...
     return tuple(changes)
 
 
-def _port_name(port: FoundPort) -> str:
-    return port.name
+def _soft_taps(ports: frozenset[FoundPort]) -> list[str]:
+    """Return the taps that are not hardened. What else an operator has put on our bridge is his."""
+    return [port.name for port in ports if not port.is_hardened and port.name.startswith(TAP_PREFIX)]
 
 
 def _check_ours(found: FoundNetwork) -> None:

@@ -12,7 +12,7 @@ go with the last of them while another one comes.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 
 from ecompute.cluster.undo import Undo
@@ -41,7 +41,7 @@ class NetworkReconciler:
             NetworkError: a device with our name is not ours, or the kernel refused a change.
         """
         with self._lock, self._links.session():
-            found = self.found(wanted.vni)
+            found = self.found(wanted.vni, wanted.taps)
             changes = mesh.plan(wanted, found)
             undo = Undo()
             if found.bridge is None and found.vxlan is None:
@@ -74,9 +74,9 @@ class NetworkReconciler:
         with self._lock, self._links.session():
             return not self._links.found(vni).ports and bool(self._remove(vni))
 
-    def found(self, vni: int) -> FoundNetwork:
-        """Return what is there of a network."""
-        return replace(self._links.found(vni), is_guarded=self._filter.state() is FilterState.WHOLE)
+    def found(self, vni: int, taps: Collection[str] = ()) -> FoundNetwork:
+        """Return what is there of a network, and which of ``taps`` are not on its bridge."""
+        return replace(self._links.found(vni, taps), is_guarded=self._filter.state() is FilterState.WHOLE)
 
     def present(self) -> frozenset[int]:
         """Return the VNIs of which something of ours is there."""

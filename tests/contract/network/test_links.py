@@ -6,7 +6,7 @@ import ctypes
 import os
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -217,8 +217,6 @@ def test_a_network_comes_and_goes_and_nothing_is_left(links: Links, rules: Filte
 
 # --- the kernel's only ---------------------------------------------------------------------------
 
-Netlink = Callable[[], NetlinkLinks]
-
 
 @pytest.fixture
 def netlink(own_namespace: None) -> NetlinkLinks:
@@ -290,6 +288,16 @@ def test_a_tap_is_hardened_once(netlink: NetlinkLinks) -> None:
     assert "fe80" not in shown
 
 
+def test_a_tap_beside_its_bridge_is_found_loose_and_attached(netlink: NetlinkLinks) -> None:
+    make(netlink)
+    ip("tuntap add ect00000000001 mode tap")
+    asked = ("ect00000000001", "ect00000000002")
+    assert netlink.found(VNI, asked).loose == {mesh.FoundPort("ect00000000001", False)}
+    netlink.apply(mesh.AttachTap(VNI, "ect00000000001"))
+    found = netlink.found(VNI, asked)
+    assert (found.loose, found.ports) == (frozenset(), {mesh.FoundPort("ect00000000001", False)})
+
+
 def test_ports_of_a_bridge_are_found_without_its_vxlan_device(netlink: NetlinkLinks) -> None:
     make(netlink)
     ip("tuntap add ect00000000001 mode tap")
@@ -299,11 +307,20 @@ def test_ports_of_a_bridge_are_found_without_its_vxlan_device(netlink: NetlinkLi
     assert netlink.found(VNI).ports == {mesh.FoundPort("ect00000000001", True)}
 
 
-@pytest.mark.parametrize("name", [BRIDGE, VXLAN])
-@pytest.mark.parametrize("made", ["type veth peer name x", "type bridge", "type vxlan id 5 dstport 4789", "tuntap"])
+@pytest.mark.parametrize(
+    ("name", "made"),
+    [
+        (BRIDGE, "type veth peer name x"),
+        (BRIDGE, f"type vxlan id {VNI} dstport 4789"),
+        (BRIDGE, "tuntap"),
+        (VXLAN, "type veth peer name x"),
+        (VXLAN, "type bridge"),
+        (VXLAN, "type vxlan id 5 dstport 4789"),
+        (VXLAN, "type vxlan dstport 4789 external"),
+        (VXLAN, "tuntap"),
+    ],
+)
 def test_a_foreign_device_with_our_name_is_an_error_and_stays(netlink: NetlinkLinks, name: str, made: str) -> None:
-    if name == BRIDGE and made == "type bridge":
-        pytest.skip("a bridge with the name of our bridge is our bridge")
     ip(f"tuntap add {name} mode tap" if made == "tuntap" else f"link add {name} {made}")
     rules = NftFilter()
     reconciler = NetworkReconciler(netlink, rules)

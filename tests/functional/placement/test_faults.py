@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import itertools
 import json
 import socket
 import threading
@@ -19,7 +20,7 @@ from typing import Any
 import pytest
 
 from ecompute.cluster.config import PlacementSettings
-from ecompute.cluster.errors import InvalidInput, PlacementUnavailable, Refused
+from ecompute.cluster.errors import Conflict, InvalidInput, PlacementUnavailable, Refused
 from ecompute.cluster.placement import Candidate, Inventory, Placement
 from ecompute.dev.placement import PlacementProcess
 
@@ -193,6 +194,21 @@ def test_a_generation_that_moved_between_reading_and_writing_is_read_again(
     assert client.inventories(host).inventories == {"VCPU": Inventory(total=5)}
 
 
+def test_being_overtaken_again_and_again_ends_as_a_conflict(
+    proxy: Any, client: Placement, make_provider: MakeProvider
+) -> None:
+    host = make_provider(VCPU=1)
+    others = itertools.count(10)
+
+    def somebody_else_is_always_faster(method: str, path: str) -> None:
+        if method == "PUT":
+            client.set_inventories(host, {"VCPU": Inventory(total=next(others))})
+
+    proxy.fault = somebody_else_is_always_faster
+    with Placement(PlacementSettings(endpoint=proxy.endpoint), timeout_s=1) as slow, pytest.raises(Conflict):
+        slow.set_inventories(host, {"VCPU": Inventory(total=5)})
+
+
 def test_a_placement_that_is_down_is_told_quickly_with_where_and_since_when() -> None:
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
@@ -230,9 +246,7 @@ def test_a_killed_placement_comes_back_with_its_data(
     consumer = new_uuid()
     claim(client, consumer, candidate_on(client, host))
     placement.kill()
-    with pytest.raises(PlacementUnavailable):
-        client.usages(host)
-    placement.start()
+    placement.restart()
     client.check()
     assert client.provider_allocations(host) == {consumer: {"VCPU": 1}}
 

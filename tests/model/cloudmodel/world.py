@@ -17,7 +17,6 @@ Steps = Generator[str, None, None]
 
 HOSTS = ("alpha", "beta")
 CAPACITY = 2
-HOST_TTL_S = 30.0
 RESTORE_TAKES_S = 60.0
 """How long etcd is away while it is set back; longer than any lease of a leader."""
 
@@ -42,13 +41,27 @@ class Unanswered(Exception):  # noqa: N818
 
 @dataclass
 class Process:
-    """A tool or an auditor: killed, it is gone for good."""
+    """A tool, an auditor, or a daemon: killed, it is gone for good."""
 
     name: str
-    steps: Steps
     is_paused: bool = False
     is_done: bool = False
+    steps: Steps | None = None
+    """None: a daemon, which has lanes."""
     at: str = ""
+
+
+@dataclass
+class Lease:
+    """One process's lease, as it knows it itself: by its own clock, from its last renewal."""
+
+    id: int
+    ttl_s: float
+    owner: Process
+    renewed_s: float
+
+    def is_held(self, now_s: float) -> bool:
+        return now_s - self.renewed_s < self.ttl_s
 
 
 @dataclass
@@ -58,9 +71,9 @@ class World:
     etcd: Etcd = field(default_factory=Etcd)
     fate: Fate = Fate.FINE
     processes: list[Process] = field(default_factory=list)
+    leases: list[Lease] = field(default_factory=list)
     in_flight: deque[Callable[[], None]] = field(default_factory=deque)
     uuids: list[str] = field(default_factory=list)
-    has_faults: bool = True
 
     # What an onlooker knows who sees everything; no process reads it.
     ordered: set[str] = field(default_factory=set)
@@ -72,6 +85,8 @@ class World:
     """Instances whose claim was taken away by setting placement back."""
     by_hand: set[str] = field(default_factory=set)
     """Instances whose keys or guest somebody has laid hands on."""
+    hidden: set[str] = field(default_factory=set)
+    """Instances whose disk was once moved away by hand: destroyed meanwhile, it may come back."""
     was_set_back: bool = False
     """Whether etcd ever lost anything."""
 
@@ -111,15 +126,16 @@ class World:
 
     # --- processes ---
 
-    def spawn(self, name: str, steps: Steps) -> Process:
-        process = Process(name, steps)
+    def spawn(self, name: str, steps: Callable[[Process], Steps]) -> Process:
+        process = Process(name)
+        process.steps = steps(process)
         self.processes.append(process)
         return process
 
     def run(self, process: Process, count: int, fate: Fate = Fate.FINE) -> None:
         """Let ``process`` take up to ``count`` steps; ``fate`` is of the last."""
         for left in reversed(range(count)):
-            if process.is_done:
+            if process.is_done or process.steps is None:
                 break
             self.fate = fate if left == 0 else Fate.FINE
             try:
@@ -129,8 +145,14 @@ class World:
         self.fate = Fate.FINE
 
     def kill(self, process: Process) -> None:
-        process.steps.close()
+        if process.steps is not None:
+            process.steps.close()
         process.is_done = True
+
+    def lease(self, owner: Process, ttl_s: float) -> Lease:
+        lease = Lease(self.etcd.grant(self.now_s, ttl_s), ttl_s, owner, self.now_s)
+        self.leases.append(lease)
+        return lease
 
     # --- time and disasters ---
 
@@ -140,8 +162,10 @@ class World:
             tick_s = min(seconds, 5.0)
             seconds -= tick_s
             self.now_s += tick_s
-            for host in self.hosts.values():
-                host.keep_alive()
+            self.leases = [lease for lease in self.leases if not lease.owner.is_done and lease.is_held(self.now_s)]
+            for lease in self.leases:
+                if not lease.owner.is_paused and self.etcd.keep_alive(lease.id, self.now_s):
+                    lease.renewed_s = self.now_s
             self.etcd.expire(self.now_s)
 
     def set_etcd_back(self, snapshot: Etcd, *, is_other_cluster: bool) -> None:
@@ -150,7 +174,6 @@ class World:
         self.now_s += RESTORE_TAKES_S
         self.was_set_back = True
         self.etcd.restore(snapshot, self.now_s, is_other_cluster=is_other_cluster)
-        self._forget_what_is_unwritten()
 
     def set_placement_back(self, allocations: dict[str, Allocation]) -> None:
         before = self.placement.allocations
@@ -159,9 +182,6 @@ class World:
         self.unbacked |= before.keys() - allocations.keys()
         # What a scheduler claims after this is its own again; what it held before may be lost.
         self.unbacked |= {uuid for uuid in self.uuids if uuid not in allocations}
-
-    def _forget_what_is_unwritten(self) -> None:
-        """A destroy that was set back was never asked for, unless its guest is gone already."""
 
     # --- what must never be seen ---
 
@@ -179,7 +199,8 @@ class World:
             for host in self.hosts.values():
                 claim = self.placement.allocations.get(uuid)
                 is_backed = claim is not None and claim.provider == host.provider
-                if host.holds(uuid) and not is_backed and uuid not in self.unbacked:
+                is_excused = uuid in self.unbacked or (uuid in self.hidden and uuid in self.ordered)
+                if host.holds(uuid) and not is_backed and not is_excused:
                     raise Violated("used without a claim", f"{uuid} on {host.provider}: {host.look(uuid)}, {claim}")
 
 

@@ -4,6 +4,9 @@ import uuid
 from ipaddress import IPv4Address, IPv4Network
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from ecompute.cluster.addressing import (
     check_address,
     choose_address,
@@ -14,8 +17,6 @@ from ecompute.cluster.addressing import (
     with_prefix,
 )
 from ecompute.cluster.errors import AddressesExhausted, InvalidInput
-from hypothesis import given
-from hypothesis import strategies as st
 
 CIDR = "10.10.0.0/24"
 

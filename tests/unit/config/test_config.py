@@ -84,7 +84,7 @@ inventory:
 image: {default: /images/small.img, allow_paths: [/images], allow_networks: [10.0.0.0/8, "fd00::/8"], max_gb: 5}
 resize: no
 bridge: br0
-underlay: fd00:0::7
+underlay: 10.9.8.7
 default_network: 192.168.7.0/24
 libvirt: qemu+unix:///system?socket=/run/x
 accelerator: tcg
@@ -124,7 +124,7 @@ lanes: 3
         ),
         resize=False,
         bridge="br0",
-        underlay="fd00::7",
+        underlay="10.9.8.7",
         default_network=ipaddress.IPv4Network("192.168.7.0/24"),
         libvirt_uri="qemu+unix:///system?socket=/run/x",
         accelerator="tcg",
@@ -293,6 +293,7 @@ def test_all_problems_are_reported_at_once_in_the_order_of_their_lines() -> None
         ("bridge: a-name-that-is-too-long", "at most 15"),
         ("bridge: a/b", "name of a bridge"),
         ("underlay: 10.0.0.1/24", "without a prefix"),
+        ("underlay: fd00::7", "must be an IPv4 address"),
         ("underlay: 0.0.0.0", "address of this host"),
         ("default_network: 10.0.0.0/31", "prefix of /8 to /29"),
         ("default_network: fd00::/64", "IPv4"),

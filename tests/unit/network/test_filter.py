@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from ecompute.network.filter import FAMILIES, TABLE, normalise, render, rules
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "network"

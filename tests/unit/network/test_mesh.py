@@ -5,14 +5,15 @@ from dataclasses import replace
 from uuid import uuid4
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from ecompute.cluster.addressing import is_unicast_mac
 from ecompute.cluster.documents import Network, NetworkHost, Port
 from ecompute.cluster.errors import NetworkError
 from ecompute.network import mesh
 from ecompute.network.fake import FakeLinks
 from ecompute.network.mesh import FoundBridge, FoundNetwork, FoundPort, FoundVxlan, WantedNetwork, plan, wanted
-from hypothesis import given
-from hypothesis import strategies as st
 
 VNI = 0x10
 ME = "host-1"
@@ -60,6 +61,7 @@ def test_peers_are_the_other_members_and_entries_the_ports_on_them() -> None:
         local="192.0.2.1",
         peers=frozenset({"192.0.2.2", "192.0.2.3"}),
         entries=frozenset({("02:00:00:00:00:02", "192.0.2.2")}),
+        taps=frozenset({"ecti"}),
     )
 
 
@@ -161,25 +163,25 @@ def founds(draw: st.DrawFn) -> FoundNetwork:
         taken = {mac for mac, _ in entries} - {mesh.ZEROS}
         foreign = frozenset(entry for entry in draw(ports_of_a_mac) if entry[0] not in taken) | (draw(zeros) - entries)
         is_attached = vxlan.is_attached and bridge is not None
-        found = replace(
-            found, entries=entries, foreign_entries=foreign, vxlan=replace(vxlan, is_attached=is_attached)
-        )
+        found = replace(found, entries=entries, foreign_entries=foreign, vxlan=replace(vxlan, is_attached=is_attached))
     if bridge is not None:
         names = draw(st.frozensets(st.sampled_from(["ect1", "ect2"])))
         found = replace(found, ports=frozenset(FoundPort(name, draw(st.booleans())) for name in names))
-    return found
+    loose = draw(st.frozensets(st.sampled_from(["ect3", "ect4"])))
+    return replace(found, loose=frozenset(FoundPort(name, draw(st.booleans())) for name in loose))
 
 
 def applied(changes: tuple[mesh.Change, ...], found: FoundNetwork) -> FoundNetwork:
     links = FakeLinks()
-    links.networks[VNI] = found
+    links.networks[VNI] = replace(found, loose=frozenset())
+    links.taps = {port.name: port.is_hardened for port in found.loose}
     for change in changes:
         if isinstance(change, mesh.Guard):
             links.networks[VNI] = replace(links.found(VNI), is_guarded=True)
         else:
             assert not isinstance(change, mesh.Unguard)
             links.apply(change)
-    return links.found(VNI)
+    return links.found(VNI, [port.name for port in found.loose])
 
 
 def assert_is(wanted: WantedNetwork, found: FoundNetwork) -> None:
@@ -187,6 +189,7 @@ def assert_is(wanted: WantedNetwork, found: FoundNetwork) -> None:
     assert found.bridge == FoundBridge("bridge", mesh.bridge_mac(VNI), wanted.mtu, True, True, True)
     assert found.vxlan == FoundVxlan("vxlan", VNI, wanted.local, 4789, False, wanted.mtu, True, True, True)
     assert all(port.is_hardened for port in found.ports)
+    assert found.loose == frozenset()
     assert found.entries <= wanted.forwarding() <= found.entries | found.foreign_entries
 
 
@@ -203,7 +206,7 @@ def test_the_plan_leads_from_what_is_found_to_what_is_wanted_and_then_is_empty(
 def test_the_plan_leaves_entries_and_ports_that_are_not_ours(wanted: WantedNetwork, found: FoundNetwork) -> None:
     changes = plan(wanted, found)
     after = applied(changes, found)
-    assert {port.name for port in after.ports} == {port.name for port in found.ports}
+    assert {port.name for port in after.ports} == {port.name for port in found.ports | found.loose}
     if not any(isinstance(change, mesh.DeleteVxlan) for change in changes):
         # Only a MAC that a port of ours has may be taken over.
         ours = {mac for mac, _ in wanted.entries}
@@ -262,6 +265,12 @@ def test_a_device_with_our_name_that_is_not_ours_is_an_error(found: FoundNetwork
     for aim in (wanted(NETWORK, ME, [], HOSTS), None):
         with pytest.raises(NetworkError, match="rename or remove it"):
             plan(aim, found)
+
+
+def test_a_port_that_an_operator_put_on_our_bridge_is_left_as_it_is() -> None:
+    aim = wanted(NETWORK, ME, [], HOSTS)
+    found = applied(plan(aim, FoundNetwork(VNI)), FoundNetwork(VNI))
+    assert plan(aim, replace(found, ports=frozenset({FoundPort("eth5", False)}))) == ()
 
 
 def test_a_guest_that_moves_is_one_change() -> None:

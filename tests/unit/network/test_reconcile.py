@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+
 from ecompute.cluster.errors import NetworkError
 from ecompute.network import mesh
 from ecompute.network.fake import FakeFilter, FakeLinks
@@ -161,6 +162,18 @@ def test_a_tap_that_is_not_hardened_is(reconciler: NetworkReconciler, links: Fak
     reconciler.ensure(WANTED)
     links.networks[VNI] = replace(links.found(VNI), ports=frozenset({FoundPort("ect1", False)}))
     assert reconciler.ensure(WANTED) == (mesh.Harden("ect1"),)
+
+
+def test_a_tap_whose_bridge_was_deleted_by_hand_is_put_on_the_new_one(
+    reconciler: NetworkReconciler, links: FakeLinks
+) -> None:
+    wanted = replace(WANTED, taps=frozenset({"ect1", "ect2"}))
+    links.taps["ect1"] = True
+    assert mesh.AttachTap(VNI, "ect1") in reconciler.ensure(wanted)
+    links.apply(mesh.DeleteBridge(VNI))
+    reconciler.ensure(wanted)
+    assert links.found(VNI).ports == {FoundPort("ect1", True)}
+    assert reconciler.ensure(wanted) == ()
 
 
 def test_a_foreign_device_with_our_name_is_not_touched(links: FakeLinks, rules: FakeFilter) -> None:
