@@ -6,6 +6,8 @@ Pure: no clock, no I/O.
 
 from __future__ import annotations
 
+import sys
+
 from ecompute.cluster.documents import Instance, Seen, State
 from ecompute.cluster.errors import Conflict
 
@@ -58,3 +60,16 @@ def life(instance: Instance, seen: Seen | None) -> State:
     if instance.state is State.ERROR or current is None:
         return instance.state
     return current.state
+
+
+def diagram() -> str:
+    """Return the table as Mermaid and as a list, for ``docs/states.md``."""
+    lines = ["```mermaid", "stateDiagram-v2", "    [*] --> initial"]
+    lines += [f"    {before} --> {after}" for before, after in WHY]
+    lines += ["    deleted --> [*]", "```", "", "| from | to | when |", "|---|---|---|"]
+    lines += [f"| {before} | {after} | {why} |" for (before, after), why in WHY.items()]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(diagram())
