@@ -303,7 +303,6 @@ def _has_default_route() -> bool:
 
 
 def _is_here(address: str) -> bool:
-
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             probe.bind((address, 0))

@@ -95,7 +95,7 @@ class EmbeddedCloud:
         self._etcd: EtcdProcess | None = None
         self._placement: PlacementProcess | None = None
         self._libvirt: LibvirtProcess | None = None
-        self._host: Host | None = None
+        self.host: Host | None = None
 
     def start(self) -> Self:
         """Start what does not run; return once the host is open for instances.
@@ -141,8 +141,8 @@ class EmbeddedCloud:
         new.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
         new.replace(self.config)
         self._say("ecompute")
-        self._host = Host(self.directory).start()
-        wait_until_open(self._host)
+        self.host = Host(self.directory).start()
+        wait_until_open(self.host)
 
     def has_guests(self) -> bool:
         """Whether guests of this cloud are on this machine."""
@@ -151,8 +151,8 @@ class EmbeddedCloud:
 
     def is_running(self) -> str | None:
         """Return which part has ended by itself, or ``None`` while all run."""
-        if self._host is not None and not self._host.child.is_running:
-            return f"ecompute (see {self._host.log})"
+        if self.host is not None and not self.host.child.is_running:
+            return f"ecompute (see {self.host.log})"
         if self._etcd is not None and not self._etcd.is_running:
             return "etcd"
         if self._placement is not None and not self._placement.is_running:
@@ -160,17 +160,17 @@ class EmbeddedCloud:
         return None
 
     def host_exit_status(self) -> int | None:
-        return None if self._host is None else self._host.child.exit_status
+        return None if self.host is None else self.host.child.exit_status
 
     def restart_host(self) -> None:
-        if self._host is not None:
-            self._host.start()
+        if self.host is not None:
+            self.host.start()
 
     def stop(self) -> None:
         """Stop all parts, the daemon first. Guests go on running."""
-        if self._host is not None:
+        if self.host is not None:
             self._say("stopping ecompute")
-            self._host.stop()
+            self.host.stop()
         if self._libvirt is not None:
             self._libvirt.stop(keep_guests=self.has_guests())
         if self._placement is not None:
@@ -178,7 +178,7 @@ class EmbeddedCloud:
             self._placement.stop()
         if self._etcd is not None:
             self._etcd.stop()
-        self._host = self._libvirt = self._placement = self._etcd = None
+        self.host = self._libvirt = self._placement = self._etcd = None
 
     def remove(self) -> None:
         """Remove the whole directory of a stopped cloud without guests.

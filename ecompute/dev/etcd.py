@@ -1,4 +1,4 @@
-"""A single etcd on loopback, with its data under one directory.
+"""A single etcd, on loopback unless told otherwise, with its data under one directory.
 
 The embedded cloud and the tests use it. Each start is ready when it returns: the member has elected
 itself and answers. Stopping keeps the data; starting again on the same directory finds it.
@@ -19,6 +19,7 @@ from typing import Self
 from ecompute.cluster.errors import StepFailed
 from ecompute.dev.processes import Child, free_port
 
+HOST = "127.0.0.1"
 _START_ATTEMPTS = 3
 _READY_TIMEOUT_S = 20.0
 
@@ -35,15 +36,16 @@ class TlsFiles:
 class EtcdProcess:
     """A running etcd; made by `start_etcd`. ``endpoint`` stays the same across restarts."""
 
-    def __init__(self, child: Child, port: int, tls: TlsFiles | None) -> None:
+    def __init__(self, child: Child, port: int, tls: TlsFiles | None, host: str = HOST) -> None:
         self.child = child
+        self.host = host
         self.port = port
         self.tls = tls
 
     @property
     def endpoint(self) -> str:
         """``host:port``, as in the configuration."""
-        return f"127.0.0.1:{self.port}"
+        return f"{self.host}:{self.port}"
 
     @property
     def pid(self) -> int:
@@ -101,15 +103,16 @@ class EtcdProcess:
 
     def _connect(self) -> http.client.HTTPConnection:
         if self.tls is None:
-            return http.client.HTTPConnection("127.0.0.1", self.port, timeout=1)
+            return http.client.HTTPConnection(self.host, self.port, timeout=1)
         context = ssl.create_default_context(cafile=str(self.tls.ca))
         context.load_cert_chain(self.tls.cert, self.tls.key)
-        return http.client.HTTPSConnection("127.0.0.1", self.port, timeout=1, context=context)
+        return http.client.HTTPSConnection(self.host, self.port, timeout=1, context=context)
 
 
 def start_etcd(
     directory: Path,
     *,
+    host: str = HOST,
     port: int = 0,
     tls: TlsFiles | None = None,
     is_durable: bool = True,
@@ -117,10 +120,13 @@ def start_etcd(
 ) -> EtcdProcess:
     """Start etcd with its data in ``directory/data`` and its log in ``directory/etcd.log``.
 
+    One that a killed run left on the same directory is ended first.
+
     Args:
         directory: made if it is missing; readable by us alone.
+        host: the address at which clients reach it. Without TLS whoever reaches it may do everything.
         port: of the clients; 0: a free one.
-        tls: serve TLS with these files; they must be valid for 127.0.0.1.
+        tls: serve TLS with these files; they must be valid for ``host``.
         is_durable: False passes ``--unsafe-no-fsync`` (a power cut may then lose everything).
         options: further command-line options.
 
@@ -133,9 +139,10 @@ def start_etcd(
     # Variables for an etcd of the machine's own would contradict our options, which etcd refuses.
     env = {name: value for name, value in os.environ.items() if not name.startswith("ETCD_")}
     for attempt in range(1, _START_ATTEMPTS + 1):
-        client_port = port or free_port()
-        argv = _command(data, client_port, free_port(), tls, is_durable, options)
-        etcd = EtcdProcess(Child("etcd", argv, directory / "etcd.log", env=env), client_port, tls)
+        client_port = port or free_port(host)
+        argv = _command(data, host, client_port, free_port(), tls, is_durable, options)
+        child = Child("etcd", argv, directory / "etcd.log", env=env, pid_file=directory / "etcd.pid")
+        etcd = EtcdProcess(child, client_port, tls, host)
         try:
             return etcd.start()
         except StepFailed:
@@ -147,10 +154,10 @@ def start_etcd(
 
 
 def _command(
-    data: Path, port: int, peer_port: int, tls: TlsFiles | None, is_durable: bool, options: Sequence[str]
+    data: Path, host: str, port: int, peer_port: int, tls: TlsFiles | None, is_durable: bool, options: Sequence[str]
 ) -> list[str]:
-    client_url = f"{'https' if tls else 'http'}://127.0.0.1:{port}"
-    peer_url = f"http://127.0.0.1:{peer_port}"
+    client_url = f"{'https' if tls else 'http'}://{host}:{port}"
+    peer_url = f"http://{HOST}:{peer_port}"
     argv = [
         *("etcd", "--name", "default", "--data-dir", str(data)),
         *("--listen-client-urls", client_url, "--advertise-client-urls", client_url),

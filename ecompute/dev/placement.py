@@ -6,8 +6,8 @@ this is skipped when the installed version has already made them here (importing
 second, each time).
 
 Invariants: everything lies in one directory; the port stays the same over `stop`, `kill` and
-`restart`; the service listens on loopback only, with the token ``admin`` (``noauth2``), which is a
-name and not a secret: who reaches the port may do everything.
+`restart`; the service listens on loopback unless told otherwise, with the token ``admin`` (``noauth2``),
+which is a name and not a secret: who reaches the port may do everything.
 
 Threads: as `Child`.
 """
@@ -72,10 +72,11 @@ class PortTaken(StepFailed):
 class PlacementProcess:
     """A running placement service. Made by `start_placement`."""
 
-    def __init__(self, directory: Path, port: int) -> None:
+    def __init__(self, directory: Path, host: str, port: int) -> None:
         self.directory = directory
+        self.host = host
         self.port = port
-        self.endpoint = f"http://{HOST}:{port}"
+        self.endpoint = f"http://{host}:{port}"
         self._child = Child(
             "placement",
             [sys.executable, "-m", "gunicorn", "-c", directory / "gunicorn.conf.py", "placement.wsgi.api:application"],
@@ -137,7 +138,7 @@ class PlacementProcess:
         self.stop()
 
     def _answers(self) -> bool:
-        connection = http.client.HTTPConnection(HOST, self.port, timeout=5)
+        connection = http.client.HTTPConnection(self.host, self.port, timeout=5)
         try:
             connection.request("GET", "/")
             return connection.getresponse().status == 200
@@ -147,12 +148,13 @@ class PlacementProcess:
             connection.close()
 
 
-def start_placement(directory: Path, *, port: int = 0) -> PlacementProcess:
+def start_placement(directory: Path, *, host: str = HOST, port: int = 0) -> PlacementProcess:
     """Start a placement service whose data lies in ``directory`` (made if absent).
 
     Args:
         directory: its configuration, database and log.
-        port: on loopback; 0: a free one.
+        host: the address that it listens on. Whoever reaches it may do everything.
+        port: 0: a free one.
 
     Raises:
         PortTaken: somebody else listens there.
@@ -166,9 +168,9 @@ def start_placement(directory: Path, *, port: int = 0) -> PlacementProcess:
         _check_port(port)
     _make_tables(directory)
     for tries in range(1, _PORT_TRIES + 1):
-        chosen = port or free_port(HOST)
-        (directory / "gunicorn.conf.py").write_text(_gunicorn_conf(directory, chosen))
-        process = PlacementProcess(directory, chosen)
+        chosen = port or free_port(host)
+        (directory / "gunicorn.conf.py").write_text(_gunicorn_conf(directory, host, chosen))
+        process = PlacementProcess(directory, host, chosen)
         try:
             process.start()
         except PortTaken:  # between our choosing it and binding it
@@ -218,8 +220,8 @@ def _conf(database: Path) -> str:
     return _PLACEMENT_CONF.format(database=str(database).replace("$", "$$"))
 
 
-def _gunicorn_conf(directory: Path, port: int) -> str:
-    text = _GUNICORN_CONF.format(host=HOST, port=port, directory=str(directory))
+def _gunicorn_conf(directory: Path, host: str, port: int) -> str:
+    text = _GUNICORN_CONF.format(host=host, port=port, directory=str(directory))
     # From 25.1 on it makes a control socket in the home directory, one for all services of a user.
     if tuple(int(part) for part in metadata.version("gunicorn").split(".")[:2]) >= (25, 1):
         text += "control_socket_disable = True\n"

@@ -5,9 +5,10 @@ the children last and in order. Its output goes to a file, never to a pipe that 
 started without `preexec_fn` (no Python runs between fork and exec), which is safe beside threads
 and open gRPC channels.
 
-Invariants: only processes that were started here are signalled, by the process id that we have not
-yet reaped, so an id can never have passed to somebody else. What the program itself put into
-another session (libvirtd's guests) is left alone.
+Invariants: only processes that were started here are signalled: by a process id that we have not yet
+reaped, so that it cannot have passed to somebody else, or, for what a killed run of ours left behind,
+by the id together with the moment it was started. What the program itself put into another session
+(libvirtd's guests) is left alone.
 
 Threads: `start`, `stop`, `kill` and the rest may be called from any thread; the signalling ones
 take a lock.
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -44,6 +46,46 @@ def free_port(host: str = "127.0.0.1") -> int:
         return int(probe.getsockname()[1])
 
 
+def stop_leftover(pid_file: Path, *, term_timeout_s: float = 10.0, kill_timeout_s: float = 5.0) -> bool:
+    """End the process that ``pid_file`` names, if it is still the one that was started then.
+
+    Such a process is left when we are killed before our children; it would hold its data's lock.
+
+    Returns:
+        Whether there was one.
+    """
+    try:
+        identity = pid_file.read_text(encoding="utf-8").strip()
+        pid = int(identity.split()[0])
+        handle = os.pidfd_open(pid)
+    except (OSError, ValueError, IndexError, OverflowError):
+        return False
+    try:
+        # The handle is open: if the id still belongs to that process now, the handle does for good.
+        if _identity(pid) != identity:
+            return False
+        for number, timeout_s in ((signal.SIGTERM, term_timeout_s), (signal.SIGKILL, kill_timeout_s)):
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(handle, number)
+                signal.pidfd_send_signal(handle, signal.SIGCONT)
+            if select.select([handle], [], [], timeout_s)[0]:
+                break
+        return True
+    finally:
+        os.close(handle)
+
+
+def _identity(pid: int) -> str | None:
+    """Return what tells this process from any other that had or will have its id."""
+    try:
+        # The name, in brackets, may hold spaces; the start time is field 22.
+        started = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
+    except (OSError, IndexError):
+        return None
+    return f"{pid} {started} {boot}"
+
+
 class Child:
     """One program that we started.
 
@@ -53,6 +95,7 @@ class Child:
         log: the file that its output is appended to; its directory is made.
         env: its whole environment; None: ours.
         cwd: its working directory; None: ours.
+        pid_file: written while it runs; starting first ends what a killed run left behind.
     """
 
     def __init__(
@@ -63,12 +106,14 @@ class Child:
         *,
         env: Mapping[str, str] | None = None,
         cwd: Path | None = None,
+        pid_file: Path | None = None,
     ) -> None:
         self.name = name
         self.argv = [str(part) for part in argv]
         self.log = log
         self.env = env
         self.cwd = cwd
+        self.pid_file = pid_file
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.RLock()
 
@@ -102,6 +147,8 @@ class Child:
             if self.is_running:
                 return self
             self.log.parent.mkdir(parents=True, exist_ok=True)
+            if self.pid_file is not None:
+                stop_leftover(self.pid_file)
             try:
                 with self.log.open("ab") as log:
                     self._process = subprocess.Popen(
@@ -115,6 +162,8 @@ class Child:
                     )
             except OSError as error:
                 raise StepFailed(f"{self.name} cannot be started: {self.argv[0]}: {error.strerror}") from error
+            if self.pid_file is not None:
+                self.pid_file.write_text(_identity(self._process.pid) or "", encoding="utf-8")
             return self
 
     def wait_ready(self, is_ready: Callable[[], bool], *, timeout_s: float) -> Self:
@@ -199,6 +248,8 @@ class Child:
         if not self._wait_ended(process, timeout_s):
             raise StepFailed(f"{self.name} (process {process.pid}) does not end, even when killed")
         process.wait()
+        if self.pid_file is not None:
+            self.pid_file.unlink(missing_ok=True)
 
     @staticmethod
     def _has_ended(process: subprocess.Popen[bytes]) -> bool:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from ecompute.cluster.documents import Power
+from ecompute.cluster.errors import HypervisorError
 from ecompute.hypervisor.domain import DomainPlan
 
 
@@ -49,6 +50,13 @@ class HostCapabilities:
     def features_for(self, accelerator: str) -> frozenset[str]:
         """Return the CPU features that a guest under ``accelerator`` gets."""
         return self.cpu_features if accelerator == "kvm" else self.emulated_features
+
+
+def foreign(uuid: str) -> HypervisorError:
+    """Return what to raise when a domain that is not ours was to be changed."""
+    return HypervisorError(
+        f"a domain with the uuid {uuid} is on this host and is not ours", hint="it is never touched; remove it"
+    )
 
 
 class Hypervisor(Protocol):

@@ -20,7 +20,7 @@ import libvirt
 from ecompute.cluster.documents import Power
 from ecompute.cluster.errors import HypervisorError, HypervisorUnavailable
 from ecompute.hypervisor import domain
-from ecompute.hypervisor.api import FoundDomain, HostCapabilities
+from ecompute.hypervisor.api import FoundDomain, HostCapabilities, foreign
 from ecompute.hypervisor.domain import DomainPlan
 from ecompute.hypervisor.sessions import Opener, Sessions, close, is_broken
 from ecompute.hypervisor.watch import Watch
@@ -199,7 +199,7 @@ class LibvirtHypervisor:
         """Return the domain, or ``None``; refuse one that is not ours."""
         found = _look_up(connection, uuid)
         if found is not None and not self._found(found, libvirt.VIR_DOMAIN_NOSTATE, 0).is_ours:
-            raise HypervisorError(f"domain {uuid} is on this host and is not ours", hint="it is never touched; remove it")
+            raise foreign(uuid)
         return found
 
 

@@ -35,6 +35,7 @@ KEEPALIVE_COUNT = 3
 
 _BROKEN = frozenset({libvirt.VIR_ERR_NO_CONNECT, libvirt.VIR_ERR_INVALID_CONN, libvirt.VIR_ERR_RPC})
 
+# libvirt has one event loop a process, and so have we
 _loop_lock = threading.Lock()
 _loop: threading.Thread | None = None
 
@@ -45,7 +46,7 @@ def _run_loop() -> None:
 
 
 def _ensure_loop() -> None:
-    global _loop  # noqa: PLW0603 - libvirt has one a process, and so have we
+    global _loop
     with _loop_lock:
         if _loop is None:
             # libvirt prints each error to standard error by itself; ours are logged where they are handled.

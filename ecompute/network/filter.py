@@ -3,11 +3,12 @@
 One table of ours (``ecompute``) in each of three families, the same for all networks, so that a
 network or tap that comes needs no rule of its own and there is no moment without:
 
-- ``bridge``, input: what a tap or VXLAN device of ours hands up to the host is dropped, whatever it
-  is, also frames to the addresses 01:80:c2:00:00:0x that go to the port itself and not to the bridge.
-- ``inet`` and ``arp``: what has come up out of a bridge of ours all the same (through a port that an
-  operator has put there) is neither taken nor routed. The rule on forward lets pass what goes back
-  into a bridge of ours: with `bridge-nf-call-iptables` the kernel shows bridged packets there.
+- ``bridge``, input: what a tap or VXLAN device of ours hands up to the host is dropped.
+- ``inet`` and ``arp``: what has come up all the same is neither taken nor routed, be it from a bridge
+  of ours (through a port that an operator has put there), or from the port itself: a bridge hands up
+  frames to 01:80:c2:00:00:0e (LLDP, but they may hold an IP packet) past its own input hook. The
+  rules on forward let pass what goes back into a bridge of ours: with `bridge-nf-call-iptables` the
+  kernel shows bridged packets there.
 
 The bridge is matched by its ports' names: `meta ibrname` needs a module that not every kernel has.
 The chain ``forward`` of the family bridge has no rules yet; those of taps and gateway belong there.
@@ -30,6 +31,7 @@ from ecompute.cluster.errors import NetworkError, one_line
 from ecompute.network.mesh import BRIDGE_PREFIX, TAP_PREFIX, VXLAN_PREFIX
 
 TABLE = "ecompute"
+OURS = (BRIDGE_PREFIX, TAP_PREFIX, VXLAN_PREFIX)
 FAMILIES = ("bridge", "inet", "arp")
 PROGRAM = "nft"
 
@@ -88,6 +90,7 @@ def _drop(family: str, chain: str, *matches: _Json) -> _Json:
 
 def rules() -> list[_Json]:
     """Return the tables, chains and rules that are to be there, in their order."""
+    to_elsewhere = _name("oifname", "!=", BRIDGE_PREFIX)
     return [
         {"table": {"family": "bridge", "name": TABLE}},
         _chain("bridge", "input"),
@@ -97,11 +100,11 @@ def rules() -> list[_Json]:
         {"table": {"family": "inet", "name": TABLE}},
         _chain("inet", "input"),
         _chain("inet", "forward"),
-        _drop("inet", "input", _name("iifname", "==", BRIDGE_PREFIX)),
-        _drop("inet", "forward", _name("iifname", "==", BRIDGE_PREFIX), _name("oifname", "!=", BRIDGE_PREFIX)),
+        *(_drop("inet", "input", _name("iifname", "==", prefix)) for prefix in OURS),
+        *(_drop("inet", "forward", _name("iifname", "==", prefix), to_elsewhere) for prefix in OURS),
         {"table": {"family": "arp", "name": TABLE}},
         _chain("arp", "input"),
-        _drop("arp", "input", _name("iifname", "==", BRIDGE_PREFIX)),
+        *(_drop("arp", "input", _name("iifname", "==", prefix)) for prefix in OURS),
     ]
 
 

@@ -164,10 +164,14 @@ class NetlinkLinks:
                 case mesh.AddBridge(vni, mtu):
                     address = mesh.bridge_mac(vni)
                     name = bridge_name(vni)
-                    netlink.link("add", ifname=name, kind="bridge", address=address, mtu=mtu, **_BRIDGE_OPTIONS)
+                    netlink.link("add", ifname=name, kind="bridge", address=address, **_BRIDGE_OPTIONS)
+                    # Set after it was made, else the bridge would follow the MTUs of its ports.
+                    netlink.link("set", index=_index(netlink, name), mtu=mtu)
                 case mesh.TuneBridge(vni, mtu):
                     index = _index(netlink, bridge_name(vni))
                     address = mesh.bridge_mac(vni)
+                    # No forward delay is refused as long as there is a spanning tree.
+                    netlink.link("set", index=index, kind="bridge", br_stp_state=0)
                     netlink.link("set", index=index, kind="bridge", address=address, mtu=mtu, **_BRIDGE_OPTIONS)
                 case mesh.AddVxlan(vni, local, mtu):
                     netlink.link(

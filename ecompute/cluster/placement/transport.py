@@ -8,8 +8,8 @@ Invariants:
 
 - every request carries the same microversion, has a connect and a read deadline, follows no
   redirect and reads nothing from the environment (no proxies, no netrc);
-- an operation ends within ``timeout_s``. One request gets half of what is left of it, so that a
-  server that hangs leaves time to ask another worker;
+- no try begins after ``timeout_s``. One request gets half of what is left of it, so that a server
+  that hangs leaves time to ask another worker, and at least half a second;
 - no answer (a reset, a timeout, 5xx) says nothing about whether a write was done: steps are such
   that doing one again is safe.
 
@@ -51,6 +51,8 @@ CONCURRENT_UPDATE = "placement.concurrent_update"
 TRIES_WITHOUT_ANSWER = 5
 TRIES_OVERTAKEN = 12
 _CONNECT_TIMEOUT_S = 3.0
+_LEAST_S = 0.5
+"""What a request is given at least: with less, a service that is only busy would seem to be down."""
 _POOLED_CONNECTIONS = 16
 
 T = TypeVar("T")
@@ -188,8 +190,8 @@ class Transport:
 
     def _sender(self, ends: float) -> Send:
         def send(method: str, path: str, parameters: Parameters = (), document: object = None) -> Answer:
-            left_s = max(0.1, ends - time.monotonic())
-            return self._once(method, path, parameters, document, left_s / 2)
+            timeout_s = max(_LEAST_S, (ends - time.monotonic()) / 2)
+            return self._once(method, path, parameters, document, timeout_s)
 
         return send
 

@@ -117,9 +117,7 @@ class Store:
         """
         return self._again_if_compacted(lambda: self._get_many(wanted, kind))
 
-    def list(
-        self, prefix: str, kind: type[T], *, limit: int | None = None, revision: int | None = None
-    ) -> Listing[T]:
+    def list(self, prefix: str, kind: type[T], *, limit: int | None = None, revision: int | None = None) -> Listing[T]:
         """Return the documents whose keys begin with ``prefix``, in the order of their keys.
 
         Args:
@@ -200,9 +198,7 @@ class Store:
         if not answer.succeeded:
             failed = failures(compares, [response.response_range for response in answer.responses])
             reasons = "; ".join(f"{compare.name} is not {compare.says}: {found}" for compare, found in failed)
-            raise CompareFailed(
-                f"nothing was written: {reasons}", keys=tuple(compare.name for compare, _ in failed)
-            )
+            raise CompareFailed(f"nothing was written: {reasons}", keys=tuple(compare.name for compare, _ in failed))
         return int(answer.header.revision)
 
     def lease(self, ttl_s: int, *, on_lost: Callable[[], None]) -> Lease:

@@ -43,6 +43,8 @@ _OPTIONS = [
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.min_reconnect_backoff_ms", 3_000),
     ("grpc.max_reconnect_backoff_ms", 2_000),
+    # etcd is ours, and near: never through the proxy that the environment names for the web.
+    ("grpc.enable_http_proxy", 0),
 ]
 
 _HAS_LEADER = ("hasleader", "true")
@@ -52,6 +54,7 @@ _NOT_TAKEN_IN = (
     "failed to connect to all addresses",  # gRPC: there was no connection to send it on
     "etcdserver: no leader",
     "etcdserver: too many requests",
+    "etcdserver: mvcc: database space exceeded",
 )
 _TOKEN_NOT_TAKEN = (
     "etcdserver: invalid auth token",
@@ -286,10 +289,10 @@ def _refusal(failure: grpc.RpcError) -> CloudError | None:
             return Refused(f"etcd refuses it: {details}", hint="give the user's role this range of keys")
         case grpc.StatusCode.INVALID_ARGUMENT if "authentication failed" in details:
             return None  # not the fault of who asks: it works again once etcd or the file is put right
+        case grpc.StatusCode.RESOURCE_EXHAUSTED if "larger than max" in details:
+            return InvalidInput(f"the request or its answer is too large: {details}", hint="ask for less at once")
         case grpc.StatusCode.INVALID_ARGUMENT | grpc.StatusCode.OUT_OF_RANGE | grpc.StatusCode.NOT_FOUND:
             return InvalidInput(f"etcd does not accept it: {details}")
-        case grpc.StatusCode.RESOURCE_EXHAUSTED if "too many requests" not in details:
-            return Refused(f"etcd refuses it: {details}", hint="if its database is full: compact, defragment, disarm")
         case _:
             return None
 

@@ -201,14 +201,12 @@ class _Stream:
 class Watcher:
     """Follows any number of prefixes; made by `Store.watcher`."""
 
-    def __init__(
-        self, reader: Reader, members: Members, history: History, *, silence_limit_s: float
-    ) -> None:
+    def __init__(self, reader: Reader, members: Members, history: History, *, silence_limit_s: float) -> None:
         self._reader = reader
         self._members = members
         self._history = history
         self._silence_limit_s = silence_limit_s
-        self._ask_after_s = silence_limit_s / 4
+        self._ask_after_s = silence_limit_s / 3
         self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._follows: list[Follow[Any]] = []
@@ -262,15 +260,20 @@ class Watcher:
         failures = 0
         while not self.is_closed:
             began_s = time.monotonic()
+            reason: object = None
             try:
                 self._watch()
-            except (CloudError, grpc.RpcError, _StreamEnded) as error:
-                reason: object = error if not isinstance(error, grpc.RpcError) else self._members.unavailable(error)
-                log.log(logging.WARNING if failures == 0 else logging.DEBUG, "a watch of etcd ended: %s", reason)
+                return
+            except grpc.RpcError as error:
+                reason = self._members.unavailable(error)
+            except (CloudError, _StreamEnded) as error:
+                reason = error
             except Exception:
                 # Nothing may end this thread: whoever relies on the cache would never hear of it.
                 log.exception("a watch of etcd failed")
             failures = 1 if time.monotonic() - began_s > BACKOFF_CAP_S else failures + 1
+            if reason is not None:
+                log.log(logging.WARNING if failures == 1 else logging.DEBUG, "a watch of etcd ended: %s", reason)
             cap_s = min(BACKOFF_CAP_S, _BACKOFF_START_S * 2.0 ** min(failures - 1, 16))
             self._closed.wait(cap_s * _random.uniform(0.5, 1))
 
@@ -302,9 +305,7 @@ class Watcher:
         self._reader.status()
         mark = self._history.mark()
         member = self._members.current
-        stream = _Stream(
-            next(self._numbers), member, member.metadata(self._members.timeout_s), mark, self._inbox
-        )
+        stream = _Stream(next(self._numbers), member, member.metadata(self._members.timeout_s), mark, self._inbox)
         self._heard_at_s, self._asked_at_s = time.monotonic(), None
         for follow in self._present():
             follow.list_at_s = 0.0

@@ -170,7 +170,7 @@ def test_entries_go_with_their_vxlan_device(links: Links) -> None:
     ],
 )
 def test_a_change_to_a_device_that_is_not_there_says_so(links: Links, change: mesh.LinkChange) -> None:
-    with pytest.raises(NetworkError, match="(?i)no such|no device"):
+    with pytest.raises(NetworkError, match=r"(?i)no such|no device"):
         links.apply(change)
     with pytest.raises(NetworkError, match="no device"):
         links.harden("ect1")
@@ -336,7 +336,7 @@ def test_a_foreign_device_with_our_name_is_an_error_and_stays(netlink: NetlinkLi
 def test_a_vni_that_a_foreign_device_has_is_an_error_and_leaves_nothing_of_ours(netlink: NetlinkLinks) -> None:
     ip(f"link add other type vxlan id {VNI} dstport 4789")
     reconciler = NetworkReconciler(netlink, NftFilter())
-    with pytest.raises(NetworkError, match="AddVxlan.*File exists"):
+    with pytest.raises(NetworkError, match=r"AddVxlan.*File exists"):
         reconciler.ensure(WantedNetwork("n", VNI, 1450, LOCAL))
     assert netlink.ours() == frozenset()
     assert NftFilter().state() is FilterState.ABSENT

@@ -110,6 +110,12 @@ def test_one_key_twice_in_a_transaction_is_refused(store: Store) -> None:
     assert store.get("/a", Name) is None
 
 
+def test_a_document_that_is_too_large_is_refused(store: Store) -> None:
+    for size in (1_600_000, 3_000_000):
+        with pytest.raises(InvalidInput, match="too large"):
+            store.commit([], [Put("/big", name("x" * size))])
+
+
 def test_a_list_of_more_than_4_mib_is_read_whole(store: Store) -> None:
     for batch in range(6):
         store.commit([], [Put(f"/big/{batch}/{n:02}", name("x" * 60_000)) for n in range(20)])
@@ -118,9 +124,7 @@ def test_a_list_of_more_than_4_mib_is_read_whole(store: Store) -> None:
     assert sum(len(item.value.name) for item in listing.items) > 4 << 20
 
 
-def test_all_pages_of_a_list_are_of_one_revision(
-    store: Store, on_decode: Callable[[Callable[[], None]], None]
-) -> None:
+def test_all_pages_of_a_list_are_of_one_revision(store: Store, on_decode: Callable[[Callable[[], None]], None]) -> None:
     for batch in range(10):
         store.commit([], [Put(f"/page/{batch}/{n:03}", name()) for n in range(120)])
     revision = store.highest_revision
