@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import fcntl
 import logging
+import math
 import random
 import signal
 import socket
@@ -28,7 +29,7 @@ from msgspec import structs
 from ecompute import __version__, inventory
 from ecompute.cluster import keys
 from ecompute.cluster.config import Config
-from ecompute.cluster.documents import Node, Secrets, timestamp
+from ecompute.cluster.documents import Incarnation, Node, Secrets, timestamp
 from ecompute.cluster.errors import CloudError, CompareFailed, Conflict, Unavailable
 from ecompute.cluster.events import LEAD, Events
 from ecompute.cluster.periodic import Periodic
@@ -60,6 +61,8 @@ UPKEEP_PERIOD_S = 60.0
 STOP_TIMEOUT_S = 60.0
 FIRST_RETRY_S = 0.5
 LAST_RETRY_S = 15.0
+LOOK_PERIOD_S = 0.25
+OPEN_RETRY_S = 5.0
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -179,7 +182,14 @@ class Daemon:
             console_log=lambda uuid: actuator.files(uuid).console_log,
             has_nothing=instances.has_nothing,
         )
-        leader = Leader(store, placement, Events(store, LEAD), holder=f"{self._name} ({provider})")
+        leader = Leader(
+            store,
+            placement,
+            Events(store, LEAD),
+            holder=f"{self._name} ({provider})",
+            is_held=lambda: hold.reason is not None,
+        )
+        watcher.follow(keys.INCARNATION, Incarnation, lambda change: changed.set())
         upkeep = Periodic("host", host.keep, period_s=UPKEEP_PERIOD_S, rng=self._rng)
         log.info(
             "host %s is provider %s: underlay %s, accelerator %s (%s), libvirt %s",
@@ -195,10 +205,7 @@ class Daemon:
         heartbeat.start()
         upkeep.start()
         leader.start()
-        while not self._stopping.wait(0.2):
-            if changed.is_set() or (not host.is_open and instances.has_converged()):
-                changed.clear()
-                upkeep.wake()
+        self._attend(changed, host, instances, upkeep)
         log.info("stopping: finishing the steps in hand; guests go on running")
         if not instances.close(STOP_TIMEOUT_S):
             log.warning("some steps did not end within %d s; the next start takes them up", STOP_TIMEOUT_S)
@@ -213,6 +220,17 @@ class Daemon:
                 log.warning("while stopping: %s", error)
         log.info("stopped")
         return self._exit_status
+
+    def _attend(self, changed: threading.Event, host: _Host, instances: InstanceReconciler, upkeep: Periodic) -> None:
+        """See to it, until stopped, that the host is kept up to date as soon as something has changed."""
+        tried = -math.inf
+        while not self._stopping.wait(LOOK_PERIOD_S):
+            now = time.monotonic()
+            is_to_open = not host.is_open and not host.is_held and instances.has_converged()
+            if changed.is_set() or (is_to_open and now - tried >= OPEN_RETRY_S):
+                changed.clear()
+                tried = now
+                upkeep.wake()
 
     def _exhausted(self, stuck: list[Stuck]) -> None:
         log.critical("%d lanes hang (%s); ending, to be started anew", len(stuck), ", ".join(s.uuid for s in stuck))
@@ -254,6 +272,10 @@ class _Host:
         self._disk_directory = disk_directory
         self._node = node
         self.is_open = False
+
+    @property
+    def is_held(self) -> bool:
+        return self._hold.reason is not None
 
     def keep(self) -> None:
         """Look whether to hold, and put node, provider, inventory and traits right.

@@ -9,6 +9,7 @@ Called in an instance's own lane, so never twice at the same time for the same i
 from __future__ import annotations
 
 import contextlib
+import logging
 import shutil
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -48,6 +49,9 @@ DEFAULT_DEADLINE_S = 60.0
 
 FETCH_TRIES = 3
 """How often an image server that does not answer is asked before the build fails."""
+
+
+log = logging.getLogger(__name__)
 
 
 class ImagePendingError(Exception):
@@ -188,6 +192,12 @@ class Actuator:
         else:
             raise AssertionError(f"{step} changes nothing on the host")
 
+    def prune_images(self) -> None:
+        """Drop the cached images that no disk here is made upon, and that nobody has asked for lately."""
+        used = disks.images_in_use(self.files(uuid).disk for uuid in self.with_files())
+        for sha256 in self._images.prune(used):
+            log.info("dropped image %s: no disk is made upon it", sha256)
+
     def stop_fetching(self, uuid: str) -> None:
         """The image is not wanted any more; the fetch ends if nobody else waits for it."""
         self._tried.pop(uuid, None)
@@ -248,7 +258,9 @@ class Actuator:
             raise StorageError("the image was not fetched")
         files = self.files(assignment.uuid)
         files.directory.mkdir(exist_ok=True, mode=0o711)
-        disks.create_overlay(future.result(), files.disk, disk_gb=assignment.spec.resources.disk_gb, resize=self._resize)
+        disks.create_overlay(
+            future.result(), files.disk, disk_gb=assignment.spec.resources.disk_gb, resize=self._resize
+        )
 
     def _write_config_drive(self, assignment: Assignment) -> None:
         secrets = self._secrets(assignment.uuid) if assignment.spec.has_user_data else None

@@ -166,6 +166,8 @@ class InstanceReconciler:
         if not unreadable:
             self._memberships.sweep({vni for i in wanted.items for vni in (n.vni for n in i.value.spec.interfaces)})
         self._has_scanned.set()
+        self._memory.prune(time.time())
+        self._actuator.prune_images()
 
     def _stuck(self, stuck: Stuck) -> None:
         log.error("instance %s is set aside: its step %s does not return", stuck.uuid, stuck.step)

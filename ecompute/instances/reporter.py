@@ -12,6 +12,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from msgspec import structs
+
 from ecompute.cluster import keys
 from ecompute.cluster.documents import Assignment, Booted, Seen, timestamp
 from ecompute.cluster.events import INSTANCE, Events
@@ -42,6 +44,7 @@ class Reporter:
         self._provider = provider
         self._events = Events(store, provider, now)
         self._now = now
+        self._said: dict[str, Seen] = {}
 
     def write(
         self,
@@ -73,13 +76,15 @@ class Reporter:
             reported_at=timestamp(self._now()),
         )
         operations: list[Op] = [Put(keys.seen(self._provider, uuid), seen)]
-        if assignment is not None:
+        said = structs.replace(seen, reported_at="")
+        if assignment is not None and self._said.get(uuid) != said:
             # An event goes with its instance, which a guest that nobody asked for does not have.
             type_, message = _EVENT[step]
             message = f"{message}: {error}" if error else _with_power(message, step, seen)
             operations.append(Put(keys.booted(uuid), self._booted(seen)))
             operations.append(self._events.record(INSTANCE, uuid, type_, message, seconds=seconds))
         self._store.commit(self._compare(uuid, assignment), operations)
+        self._said[uuid] = said
 
     def clear(self, uuid: str) -> None:
         """Delete the report of what nobody asks for and is not here.
@@ -88,6 +93,7 @@ class Reporter:
             CompareFailed: it is assigned by now.
         """
         self._store.commit(self._compare(uuid, None), [Delete(keys.seen(self._provider, uuid))])
+        self._said.pop(uuid, None)
         self._events.forget(INSTANCE, uuid)
 
     def note(self, assignment: Versioned[Assignment], type_: str, message: str, seconds: float | None = None) -> None:

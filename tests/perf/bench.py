@@ -79,6 +79,9 @@ class Bench:
         self.directory = directory
 
     def start(self) -> None:
+        self.embedded.directory.mkdir(parents=True)
+        own = {"accelerator": "tcg", "inventory": {"vcpus": 32}}
+        (self.embedded.directory / "own.yaml").write_text(json.dumps(own), encoding="utf-8")
         self.embedded.start()
         self.settings = config.load(self.embedded.config)
         self.cloud = Cloud(self.settings)
@@ -239,7 +242,7 @@ class Bench:
             placement.ensure_provider(host, f"bench-{number}-{host[:8]}")
             placement.set_inventories(host, inventory)
         session = requests.Session()
-        session.headers |= {"x-auth-token": "admin", "openstack-api-version": "placement 1.39"}
+        session.headers.update({"x-auth-token": "admin", "openstack-api-version": "placement 1.39"})
         claims = Claims(store, placement, writer="bench")
         ours: list[float] = []
         alone: list[float] = []

@@ -11,6 +11,7 @@ import logging
 import random
 import threading
 import time
+from collections.abc import Callable
 
 from ecompute.cluster import keys
 from ecompute.cluster.documents import Assignment, Instance, Role, Seen, State
@@ -47,13 +48,22 @@ class Leader:
 
     Args:
         holder: who this is, for people who look at ``/lead/upkeep``.
+        is_held: whether this host is on hold: it does not trust what etcd says, and does not lead.
     """
 
     def __init__(
-        self, store: Store, placement: Placement, events: Events, *, holder: str, rng: random.Random | None = None
+        self,
+        store: Store,
+        placement: Placement,
+        events: Events,
+        *,
+        holder: str,
+        is_held: Callable[[], bool] = lambda: False,
+        rng: random.Random | None = None,
     ) -> None:
         rng = rng or random.Random()  # noqa: S311 - spreads load, guards nothing
         self._store = store
+        self._is_held = is_held
         self._election = Election(store, ROLE, holder)
         self._finisher = Finisher(store, placement, events, self._guard)
         self._audit = Audit(store, placement, self._guard)
@@ -84,6 +94,10 @@ class Leader:
         return [term.holds()]
 
     def _turn(self) -> None:
+        if self._is_held():
+            self._forget_term()
+            self._election.resign()
+            return
         term = self._election.campaign()
         if term != self._led:
             self._forget_term()
