@@ -28,7 +28,7 @@ _UNUSABLE = tuple(
         ("240.0.0.0/4", "reserved"),
     )
 )
-_MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
+_UNICAST_MAC = re.compile(r"(?!00:00:00:00:00:00)[0-9a-f][02468ace](?::[0-9a-f]{2}){5}")
 
 
 def parse_cidr(cidr: str | IPv4Network) -> IPv4Network:
@@ -138,4 +138,4 @@ def mac_address(interface_uuid: str) -> str:
 
 def is_unicast_mac(text: str) -> bool:
     """Whether ``text`` is a MAC, in lower case with colons, that one interface can have."""
-    return _MAC.fullmatch(text) is not None and not int(text[:2], 16) & 1 and text != "00:00:00:00:00:00"
+    return _UNICAST_MAC.fullmatch(text) is not None

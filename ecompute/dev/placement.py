@@ -77,6 +77,7 @@ class PlacementProcess:
         self.host = host
         self.port = port
         self.endpoint = f"http://{host}:{port}"
+        self._was_started = False
         self._child = Child(
             "placement",
             [sys.executable, "-m", "gunicorn", "-c", directory / "gunicorn.conf.py", "placement.wsgi.api:application"],
@@ -102,7 +103,8 @@ class PlacementProcess:
         """
         if self._child.is_running:
             return
-        _check_port(self.port)
+        _check_port(self.host, self.port, patience_s=_END_TIMEOUT_S if self._was_started else 0)
+        self._was_started = True
         self._child.start()
         try:
             (self.directory / _PID_FILE).write_text(str(self._child.pid))
@@ -163,9 +165,9 @@ def start_placement(directory: Path, *, host: str = HOST, port: int = 0) -> Plac
     directory = directory.resolve()
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "placement.conf").write_text(_conf(directory / _DATABASE))
-    _end_former(directory)
+    has_ended_one = _end_former(directory)
     if port:
-        _check_port(port)
+        _check_port(host, port, patience_s=_END_TIMEOUT_S if has_ended_one else 0)
     _make_tables(directory)
     for tries in range(1, _PORT_TRIES + 1):
         chosen = port or free_port(host)
@@ -181,22 +183,36 @@ def start_placement(directory: Path, *, host: str = HOST, port: int = 0) -> Plac
     raise AssertionError("not reached")
 
 
-def _check_port(port: int) -> None:
-    """See that nobody listens there: somebody else's placement would answer in our place."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except OSError as error:
-            raise PortTaken(f"placement cannot listen on {HOST}:{port}: {error.strerror}") from error
+def _check_port(host: str, port: int, *, patience_s: float) -> None:
+    """See that nobody listens there: somebody else's placement would answer in our place.
+
+    Args:
+        patience_s: how long to wait for a service of ours that was just killed: its worker lets go
+            of the port a moment after its master has ended.
+    """
+    deadline = time.monotonic() + patience_s
+    while True:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, port))
+            except OSError as error:
+                if time.monotonic() >= deadline:
+                    raise PortTaken(f"placement cannot listen on {host}:{port}: {error.strerror}") from error
+            else:
+                return
+        time.sleep(0.02)
 
 
-def _end_former(directory: Path) -> None:
+def _end_former(directory: Path) -> bool:
     """End the service that a former run, killed before it could stop it, left running on this directory.
+
+    Returns whether there was one.
 
     Two services on one SQLite file lock each other out. It is known by its process id and by its
     command line, which names our configuration file.
     """
+    was_there = False
     with contextlib.suppress(OSError, ValueError):
         pid = int((directory / _PID_FILE).read_text())
         command_line = Path(f"/proc/{pid}/cmdline")
@@ -204,9 +220,11 @@ def _end_former(directory: Path) -> None:
         for number in (signal.SIGTERM, signal.SIGKILL):
             deadline = time.monotonic() + _END_TIMEOUT_S
             if ours in command_line.read_bytes().split(b"\0"):
+                was_there = True
                 os.killpg(pid, number)
             while ours in command_line.read_bytes().split(b"\0") and time.monotonic() < deadline:
                 time.sleep(0.05)
+    return was_there
 
 
 def _environment(directory: Path) -> dict[str, str]:

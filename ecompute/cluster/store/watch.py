@@ -272,7 +272,7 @@ class Watcher:
                 # Nothing may end this thread: whoever relies on the cache would never hear of it.
                 log.exception("a watch of etcd failed")
             failures = 1 if time.monotonic() - began_s > BACKOFF_CAP_S else failures + 1
-            if reason is not None:
+            if reason is not None and not self.is_closed:
                 log.log(logging.WARNING if failures == 1 else logging.DEBUG, "a watch of etcd ended: %s", reason)
             cap_s = min(BACKOFF_CAP_S, _BACKOFF_START_S * 2.0 ** min(failures - 1, 16))
             self._closed.wait(cap_s * _random.uniform(0.5, 1))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import ClassVar
 
 import msgspec
@@ -24,7 +25,7 @@ from ecompute.cluster.store import (
     present,
     unchanged,
 )
-from ecompute.dev.etcd import EtcdProcess
+from ecompute.dev.etcd import EtcdProcess, start_etcd
 from ecompute.dev.processes import free_port
 
 
@@ -260,6 +261,20 @@ def test_a_store_works_again_after_etcd_was_killed(own_etcd: EtcdProcess, own_st
             return False
 
     eventually(answers, timeout_s=4)
+
+
+def test_a_full_database_is_no_fault_of_who_asks_and_reads_go_on(tmp_path: Path) -> None:
+    with (
+        start_etcd(tmp_path, is_durable=False, options=["--quota-backend-bytes", str(1 << 20)]) as full,
+        Store(EtcdSettings(endpoints=(full.endpoint,))) as store,
+    ):
+        store.commit([], [Put("/a", name())])
+        with pytest.raises(StoreUnavailable, match="database space exceeded") as caught:
+            for n in range(100):
+                store.commit([], [Put(f"/fill/{n}", name("x" * 100_000))])
+        assert not caught.value.may_be_written
+        assert store.get("/a", Name) is not None
+        assert store.get(f"/fill/{len(store.keys('/fill/')[0])}", Name) is None
 
 
 def test_a_closed_store_says_so(etcd: EtcdProcess) -> None:

@@ -1,0 +1,191 @@
+"""TLS with client certificates, and users with passwords; certificates are made here."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ecompute.cluster.config import EtcdSettings
+from ecompute.cluster.documents import Name
+from ecompute.cluster.errors import InvalidInput, Refused, StoreUnavailable
+from ecompute.cluster.store import Put, Store
+from ecompute.dev.etcd import EtcdProcess, TlsFiles, start_etcd
+
+
+def openssl(*arguments: str | Path) -> None:
+    subprocess.run(["openssl", *map(str, arguments)], check=True, capture_output=True, timeout=30)
+
+
+def make_authority(directory: Path, name: str) -> Path:
+    key, cert = directory / f"{name}.key", directory / f"{name}.pem"
+    openssl("ecparam", "-genkey", "-name", "prime256v1", "-noout", "-out", key)
+    openssl("req", "-x509", "-new", "-key", key, "-subj", f"/CN={name}", "-days", "1", "-out", cert)
+    return cert
+
+
+def make_files(directory: Path, ca: Path, name: str) -> TlsFiles:
+    key, request, cert = (directory / f"{name}.{kind}" for kind in ("key", "csr", "pem"))
+    extensions = directory / "extensions"
+    extensions.write_text("subjectAltName=IP:127.0.0.1\nextendedKeyUsage=serverAuth,clientAuth\n")
+    openssl("ecparam", "-genkey", "-name", "prime256v1", "-noout", "-out", key)
+    openssl("req", "-new", "-key", key, "-subj", f"/CN={name}", "-out", request)
+    openssl(
+        *("x509", "-req", "-in", request, "-CA", ca, "-CAkey", ca.with_suffix(".key"), "-CAcreateserial"),
+        *("-days", "1", "-extfile", extensions, "-out", cert),
+    )
+    return TlsFiles(ca, cert, key)
+
+
+@pytest.fixture(scope="module")
+def tls(tmp_path_factory: pytest.TempPathFactory) -> TlsFiles:
+    directory = tmp_path_factory.mktemp("tls")
+    return make_files(directory, make_authority(directory, "ca"), "member")
+
+
+@pytest.fixture(scope="module")
+def secured(tls: TlsFiles, tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdProcess]:
+    """An etcd with TLS and users, whose tokens live for a second."""
+    directory = tmp_path_factory.mktemp("secured")
+    with start_etcd(directory, tls=tls, is_durable=False, options=["--auth-token-ttl", "1"]) as process:
+
+        def control(*arguments: str) -> None:
+            subprocess.run(
+                [
+                    *("etcdctl", "--endpoints", f"https://{process.endpoint}", "--cacert", tls.ca),
+                    *("--cert", tls.cert, "--key", tls.key, *arguments),
+                ],
+                check=True,
+                capture_output=True,
+                timeout=20,
+            )
+
+        control("user", "add", "root:root-password")
+        control("user", "grant-role", "root", "root")
+        control("role", "add", "host")
+        control("role", "grant-permission", "host", "--prefix=true", "readwrite", "/mine/")
+        control("role", "grant-permission", "host", "read", "/cluster/incarnation")
+        control("user", "add", "host:s3cret")
+        control("user", "grant-role", "host", "host")
+        control("auth", "enable")
+        yield process
+
+
+@pytest.fixture
+def settings(secured: EtcdProcess, tls: TlsFiles, tmp_path: Path) -> EtcdSettings:
+    password = tmp_path / "password"
+    password.write_text("s3cret\n")
+    return EtcdSettings(
+        endpoints=(secured.endpoint,), ca=tls.ca, cert=tls.cert, key=tls.key, user="host", password_file=password
+    )
+
+
+def name() -> Name:
+    return Name(uuid="u", name="x")
+
+
+def test_a_user_reads_writes_and_watches_what_is_its_own(settings: EtcdSettings, eventually) -> None:
+    with Store(settings) as store:
+        keys: list[str] = []
+        follow = store.watcher().follow("/mine/", Name, lambda change: keys.append(change.key))
+        assert follow.wait_ready(5)
+        store.commit([], [Put("/mine/a", name())])
+        eventually(lambda: "/mine/a" in keys)
+        assert store.get("/mine/a", Name) is not None
+        assert store.status().revision
+
+
+def test_what_is_not_its_own_is_refused_and_its_watch_does_not_end_the_others(
+    settings: EtcdSettings, eventually
+) -> None:
+    with Store(settings) as store:
+        with pytest.raises(Refused, match="permission denied"):
+            store.get("/other/a", Name)
+        with pytest.raises(Refused):
+            store.commit([], [Put("/other/a", name())])
+        watcher = store.watcher()
+        other = watcher.follow("/other/", Name, lambda change: None)
+        mine = watcher.follow("/mine/", Name, lambda change: None)
+        assert mine.wait_ready(5)
+        assert not other.is_current
+
+
+def test_a_token_is_fetched_again_when_it_has_expired(settings: EtcdSettings, eventually) -> None:
+    with Store(settings) as store:
+        lease = store.lease(3, on_lost=lambda: None)
+        store.commit([], [Put("/mine/leased", name(), lease=lease.id)])
+        member = store._members.current
+        first = member._token
+        assert first
+        # etcd ends a token only some time after it was last used
+        eventually(lambda: _is_refused(store, first), timeout_s=10)
+        assert store.get("/mine/leased", Name) is not None
+        assert member._token != first
+        lease.revoke()
+
+
+def _is_refused(store: Store, token: str) -> bool:
+    """Whether etcd refuses ``token``; asked without the store's own renewal, and seldom."""
+    import threading
+
+    import grpc
+
+    from ecompute.cluster.store.etcd3_loader import rpc
+
+    threading.Event().wait(2.2)
+    try:
+        store._members.current.client.kvstub.Range(
+            rpc.RangeRequest(key=b"/mine/a"), timeout=2, metadata=(("token", token),)
+        )
+    except grpc.RpcError as error:
+        return error.code() is grpc.StatusCode.UNAUTHENTICATED
+    return False
+
+
+def test_everything_goes_on_after_a_restart_that_forgets_all_tokens(
+    settings: EtcdSettings, secured: EtcdProcess, eventually
+) -> None:
+    with Store(settings) as store:
+        keys: list[str] = []
+        follow = store.watcher().follow("/mine/", Name, lambda change: keys.append(change.key))
+        lease = store.lease(5, on_lost=lambda: None)
+        assert follow.wait_ready(5)
+        secured.kill()
+        secured.start()
+        eventually(lambda: follow.is_current, timeout_s=10)
+        store.commit([], [Put("/mine/b", name())])
+        eventually(lambda: "/mine/b" in keys)
+        assert lease.is_held
+
+
+def test_a_wrong_password_says_so_and_is_not_shown(settings: EtcdSettings, tmp_path: Path) -> None:
+    assert settings.password_file is not None
+    settings.password_file.write_text("wr0ng-s3cret")
+    with Store(settings, timeout_s=2) as store:
+        with pytest.raises(StoreUnavailable, match="authentication failed") as caught:
+            store.get("/mine/a", Name)
+        assert "wr0ng" not in str(caught.value)
+        settings.password_file.write_text("s3cret")
+        store.get("/mine/a", Name)
+    missing = replace(settings, password_file=tmp_path / "none")
+    with Store(missing) as store, pytest.raises(InvalidInput, match="password file"):
+        store.get("/mine/a", Name)
+
+
+def test_a_server_signed_by_another_authority_is_refused(settings: EtcdSettings, tmp_path: Path) -> None:
+    stranger = replace(settings, ca=make_authority(tmp_path, "stranger"))
+    with Store(stranger, timeout_s=3) as store, pytest.raises(StoreUnavailable):
+        store.get("/mine/a", Name)
+
+
+def test_a_client_without_certificate_is_refused(settings: EtcdSettings) -> None:
+    with Store(replace(settings, cert=None, key=None), timeout_s=3) as store, pytest.raises(StoreUnavailable):
+        store.get("/mine/a", Name)
+
+
+def test_a_missing_certificate_file_is_named(settings: EtcdSettings, tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match=r"none\.pem"):
+        Store(replace(settings, ca=tmp_path / "none.pem"))
