@@ -21,6 +21,8 @@ setup(
     install_requires=[
         "click>=8.1",
         "etcd3==0.12.0",
+        "grpcio>=1.60",  # with protobuf, what etcd3 stands on, in the versions that its loader was tried with
+        "protobuf>=4.25,<8",
         "libvirt-python>=9.0",
         "msgspec>=0.18",
         "psutil>=5.9",

@@ -64,11 +64,11 @@ class Hypervisor(Protocol):
     does not answer, and `HypervisorError` when it answers that something went wrong."""
 
     def list(self) -> dict[str, FoundDomain]:
-        """Return all domains by uuid, ours and foreign."""
+        """Return all domains by uuid, ours and foreign. Waits while a hung guest is killed: some ten seconds."""
         ...
 
     def get(self, uuid: str) -> FoundDomain | None:
-        """Return one domain, or ``None``."""
+        """Return one domain, or ``None``. What befalls other domains does not hold it up."""
         ...
 
     def define(self, plan: DomainPlan) -> None:

@@ -1,10 +1,12 @@
 """The hypervisor behind libvirt (``libvirt-python``; the one other user of it is `sessions`).
 
-Reads go over one shared connection, changes over one a thread (see `sessions`); what changes by itself
-comes over a third (see `watch`). A call that meets a broken connection is made once more on a new one:
-all of them may be repeated.
+What concerns all domains goes over one shared connection, what concerns one domain over the calling
+thread's own (see `sessions`); what changes by itself comes over a third (see `watch`). A call that meets
+a broken connection is made once more on a new one: all of them may be repeated.
 
-Nothing here asks a guest's monitor in order to tell its state, so that a hung guest hides no other.
+Nothing here asks a guest's monitor in order to tell its state. But while libvirt kills a guest that hangs
+(ten seconds between SIGTERM and SIGKILL), it holds that domain: asking for its state, and so listing all,
+waits for the end of it. Asking for one other domain does not.
 
 Threads: any.
 """
@@ -96,7 +98,7 @@ class LibvirtHypervisor:
                     return None  # it went between the two calls
                 raise
 
-        return self._call(f"look up domain {uuid}", read, self._sessions.shared)
+        return self._call(f"look up domain {uuid}", read, self._sessions.mine)
 
     def define(self, plan: DomainPlan) -> None:
         xml = domain.render(plan)

@@ -12,7 +12,6 @@ import asyncio
 import socket
 import threading
 from collections.abc import Coroutine, Mapping
-from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import Any, Self, TypeVar
 
 from qemu.qmp import QMPClient, QMPError
@@ -73,11 +72,11 @@ class Monitor:
         self.close()
 
     def _wait(self, what: str, work: Coroutine[Any, Any, T]) -> T:
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        # The limit is kept in the loop, where the work also tidies up after it was cut off.
+        future = asyncio.run_coroutine_threadsafe(asyncio.wait_for(work, self._timeout_s), self._loop)
         try:
-            return future.result(self._timeout_s)
-        except FutureTimeoutError as error:
-            future.cancel()
+            return future.result()
+        except TimeoutError as error:
             raise HypervisorError(f"QEMU's monitor: no answer to {what} within {self._timeout_s:g} s") from error
         except (QMPError, OSError, EOFError) as error:
             raise HypervisorError(f"QEMU's monitor: {what}: {error}") from error

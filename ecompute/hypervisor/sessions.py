@@ -1,8 +1,8 @@
 """Connections to libvirtd: opened with a time limit, kept alive, one a purpose.
 
 One connection serves five calls at a time, so that five hung guests would hang it. Hence one for
-events, one for the inventory, which asks no guest's monitor, and one for each thread that changes
-domains. A call that hangs holds up its own thread and nothing else.
+events, one for the inventory of all, and one for each thread that works on a domain. A call that hangs
+holds up its own thread and nothing else.
 
 libvirt has one event loop a process. It must run before the first connection is opened, or that
 connection has no keepalive and tells of no events; `connect` sees to it. A libvirtd that was suspended
@@ -167,7 +167,7 @@ class Sessions:
         self._mine = threading.local()
 
     def shared(self) -> Any:
-        """Return the connection that all threads read with."""
+        """Return the connection that all threads use for what concerns all domains."""
         with self._lock:
             if self._shared is None or not is_alive(self._shared):
                 self._shared = None  # whoever still calls with it holds it until then

@@ -175,7 +175,9 @@ class NftFilter:
         with self._lock:
             self._seen = None
             _nft("-f", "-", script=render())
+            generation = _generation()
             self._installed = [item for family in FAMILIES for item in normalise(_list(family) or '{"nftables":[]}')]
+            self._seen = (generation, FilterState.WHOLE)
 
     def remove(self) -> None:
         with self._lock:

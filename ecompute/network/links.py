@@ -166,9 +166,9 @@ class NetlinkLinks:
                     name = bridge_name(vni)
                     netlink.link("add", ifname=name, kind="bridge", address=address, **_BRIDGE_OPTIONS)
                     # Set after it was made, else the bridge would follow the MTUs of its ports.
-                    netlink.link("set", index=_index(netlink, name), mtu=mtu)
+                    netlink.link("set", index=_index(name), mtu=mtu)
                 case mesh.TuneBridge(vni, mtu):
-                    index = _index(netlink, bridge_name(vni))
+                    index = _index(bridge_name(vni))
                     address = mesh.bridge_mac(vni)
                     # No forward delay is refused as long as there is a spanning tree.
                     netlink.link("set", index=index, kind="bridge", br_stp_state=0)
@@ -185,28 +185,28 @@ class NetlinkLinks:
                         mtu=mtu,
                     )
                 case mesh.AttachVxlan(vni):
-                    index = _index(netlink, vxlan_name(vni))
-                    netlink.link("set", index=index, master=_index(netlink, bridge_name(vni)))
+                    index = _index(vxlan_name(vni))
+                    netlink.link("set", index=index, master=_index(bridge_name(vni)))
                 case mesh.AttachTap(vni, device):
-                    index = _index(netlink, device)
-                    netlink.link("set", index=index, master=_index(netlink, bridge_name(vni)))
+                    index = _index(device)
+                    netlink.link("set", index=index, master=_index(bridge_name(vni)))
                 case mesh.DeleteBridge(vni):
                     _delete(netlink, bridge_name(vni))
                 case mesh.DeleteVxlan(vni):
                     _delete(netlink, vxlan_name(vni))
                 case mesh.SetMtu(device, mtu):
-                    netlink.link("set", index=_index(netlink, device), mtu=mtu)
+                    netlink.link("set", index=_index(device), mtu=mtu)
                 case mesh.SetUp(device):
-                    netlink.link("set", index=_index(netlink, device), state="up")
+                    netlink.link("set", index=_index(device), state="up")
                 case mesh.Harden(device):
                     _harden(device)
                 case mesh.PutEntry(vni, mac, underlay):
                     # An entry of zeros has one destination for each peer; a port's MAC has exactly one.
                     command = "append" if mac == mesh.ZEROS else "replace"
-                    netlink.fdb(command, **_entry(netlink, vni, mac, underlay))
+                    netlink.fdb(command, **_entry(vni, mac, underlay))
                 case mesh.DropEntry(vni, mac, underlay):
                     with _gone_is_fine():
-                        netlink.fdb("del", **_entry(netlink, vni, mac, underlay))
+                        netlink.fdb("del", **_entry(vni, mac, underlay))
 
     def ours(self) -> frozenset[int]:
         with _trying("reading the devices of this host"), self._netlink() as netlink:
@@ -299,21 +299,21 @@ def _device(netlink: Any, name: str) -> Any | None:
         raise
 
 
-def _index(netlink: Any, name: str) -> int:
-    link = _device(netlink, name)
-    if link is None:
-        raise NetlinkError(errno.ENODEV, f"there is no device {name}")
-    return int(link["index"])
+def _index(name: str) -> int:
+    try:
+        return socket.if_nametoindex(name)
+    except OSError as error:
+        raise NetlinkError(errno.ENODEV, f"there is no device {name}") from error
 
 
 def _delete(netlink: Any, name: str) -> None:
     with _gone_is_fine():
-        netlink.link("del", index=_index(netlink, name))
+        netlink.link("del", index=_index(name))
 
 
-def _entry(netlink: Any, vni: int, mac: str, underlay: str) -> dict[str, Any]:
+def _entry(vni: int, mac: str, underlay: str) -> dict[str, Any]:
     return {
-        "ifindex": _index(netlink, vxlan_name(vni)),
+        "ifindex": _index(vxlan_name(vni)),
         "lladdr": mac,
         "dst": underlay,
         # Without SELF the entry would be the bridge's, and keep the MAC from ever being learned.

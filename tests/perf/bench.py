@@ -80,7 +80,7 @@ class Bench:
 
     def start(self) -> None:
         self.embedded.directory.mkdir(parents=True)
-        own = {"accelerator": "tcg", "inventory": {"vcpus": 32}}
+        own = {"accelerator": "tcg", "inventory": {"ratios": {"vcpus": 16.0}}}
         (self.embedded.directory / "own.yaml").write_text(json.dumps(own), encoding="utf-8")
         self.embedded.start()
         self.settings = config.load(self.embedded.config)

@@ -1,0 +1,254 @@
+"""A hypervisor in memory, for tests and trials: no guests, but the same answers and the same refusals.
+
+It renders each plan as the real one does, so that what would be refused is refused. It outlives the
+daemon that uses it: whoever restarts the daemon in a test gives the next one the same object, or, with
+`share`, another one on the same domains, as two daemons have two libvirt connections.
+
+The methods under "what a test does to it" are not of the protocol.
+
+Threads: any. Listeners are called from a thread of the fake's own.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from queue import SimpleQueue
+from typing import Self
+
+from ecompute.cluster.documents import Power
+from ecompute.cluster.errors import HypervisorError, HypervisorUnavailable
+from ecompute.hypervisor import domain
+from ecompute.hypervisor.api import FoundDomain, HostCapabilities, foreign
+from ecompute.hypervisor.domain import DomainPlan
+
+log = logging.getLogger(__name__)
+
+CAPABILITIES = HostCapabilities(
+    cpu_model="fake",
+    cpu_features=frozenset({"sse4.2", "avx2", "fpu"}),
+    libvirt_version="0.0.0",
+    qemu_version="0.0.0",
+    emulated_features=frozenset({"sse4.2", "fpu"}),
+)
+
+
+@dataclass
+class _Machine:
+    """What several `FakeHypervisor` of one host share."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    domains: dict[str, FoundDomain] = field(default_factory=dict)
+    plans: dict[str, DomainPlan] = field(default_factory=dict)
+    is_down: bool = False
+    failures: dict[str, str] = field(default_factory=dict)
+    hung: dict[str, threading.Event] = field(default_factory=dict)
+    watchers: list[FakeHypervisor] = field(default_factory=list)
+    calls: list[tuple[str, str]] = field(default_factory=list)
+
+
+class FakeHypervisor:
+    """`ecompute.hypervisor.api.Hypervisor` without a hypervisor.
+
+    Args:
+        provider_uuid: whose domains are ours.
+        needs_disks: a domain whose root disk is not there cannot start, as in earnest.
+    """
+
+    def __init__(self, provider_uuid: str, *, needs_disks: bool = True) -> None:
+        self._provider = provider_uuid
+        self._needs_disks = needs_disks
+        self._machine = _Machine()
+        self._begin()
+
+    def share(self) -> Self:
+        """Return another connection to the same domains."""
+        other = object.__new__(type(self))
+        other._provider, other._needs_disks, other._machine = self._provider, self._needs_disks, self._machine
+        other._begin()
+        return other
+
+    def _begin(self) -> None:
+        self._listeners: list[Callable[[str], None]] = []
+        self._queue: SimpleQueue[tuple[str, Callable[[str], None] | None] | None] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+        with self._machine.lock:
+            self._machine.watchers.append(self)
+
+    # --- the protocol ---
+
+    def list(self) -> dict[str, FoundDomain]:
+        self._enter("list", "")
+        with self._machine.lock:
+            return dict(self._machine.domains)
+
+    def get(self, uuid: str) -> FoundDomain | None:
+        self._enter("get", uuid)
+        with self._machine.lock:
+            return self._machine.domains.get(uuid)
+
+    def define(self, plan: DomainPlan) -> None:
+        domain.render(plan)
+        if plan.provider != self._provider:
+            raise HypervisorError(f"domain {plan.uuid} is planned for provider {plan.provider}, not for this host")
+        self._enter("define", plan.uuid)
+        with self._machine.lock:
+            found = self._ours(plan.uuid)
+            self._machine.plans[plan.uuid] = plan
+            self._machine.domains[plan.uuid] = found or FoundDomain(
+                plan.uuid, Power.OFF, True, self._provider, domain.domain_name(plan.uuid)
+            )
+        self._changed(plan.uuid)
+
+    def start(self, uuid: str) -> None:
+        self._enter("start", uuid)
+        with self._machine.lock:
+            found = self._ours(uuid)
+            if found is None:
+                raise HypervisorError(f"cannot start domain {uuid}: it is not defined")
+            disk = self._machine.plans[uuid].root_disk
+            if self._needs_disks and not disk.exists():
+                raise HypervisorError(f"cannot start domain {uuid}: Cannot access storage file '{disk}'")
+            if found.power not in (Power.ON, Power.PAUSED):
+                self._machine.domains[uuid] = replace(found, power=Power.ON)
+        self._changed(uuid)
+
+    def stop(self, uuid: str) -> None:
+        self._enter("stop", uuid)
+        with self._machine.lock:
+            found = self._ours(uuid)
+            if found is None or found.power not in (Power.ON, Power.PAUSED):
+                return
+            self._machine.domains[uuid] = replace(found, power=Power.OFF)
+        self._changed(uuid)
+
+    def undefine(self, uuid: str) -> None:
+        self._enter("undefine", uuid)
+        with self._machine.lock:
+            found = self._ours(uuid)
+            if found is None:
+                return
+            if found.power in (Power.ON, Power.PAUSED):
+                raise HypervisorError(f"cannot undefine domain {uuid}: it is running", hint="stop it first")
+            del self._machine.domains[uuid]
+            self._machine.plans.pop(uuid, None)
+        self._changed(uuid)
+
+    def on_change(self, listener: Callable[[str], None]) -> None:
+        self._listeners.append(listener)
+        self._queue.put(("", listener))
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._tell, name="fake-hypervisor", daemon=True)
+            self._thread.start()
+
+    def capabilities(self) -> HostCapabilities:
+        self._enter("capabilities", "")
+        return CAPABILITIES
+
+    def release_thread(self) -> None:
+        """Nothing is held."""
+
+    def close(self) -> None:
+        with self._machine.lock:
+            if self in self._machine.watchers:
+                self._machine.watchers.remove(self)
+        self._queue.put(None)
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(5)
+
+    # --- what a test does to it ---
+
+    @property
+    def calls(self) -> tuple[tuple[str, str], ...]:
+        """All calls so far that reached it: name and uuid."""
+        with self._machine.lock:
+            return tuple(self._machine.calls)
+
+    def plan(self, uuid: str) -> DomainPlan:
+        """The plan that the domain was last defined with."""
+        with self._machine.lock:
+            return self._machine.plans[uuid]
+
+    def fail(self, call: str, message: str) -> None:
+        """Let each ``call`` (``start``, …) fail with ``message``; with ``""``, no more."""
+        with self._machine.lock:
+            self._machine.failures[call] = message
+
+    def hang(self, uuid: str) -> Callable[[], None]:
+        """Let calls that change the domain hang, until the function returned is called."""
+        event = threading.Event()
+        with self._machine.lock:
+            self._machine.hung[uuid] = event
+
+        def release() -> None:
+            with self._machine.lock:
+                self._machine.hung.pop(uuid, None)
+            event.set()
+
+        return release
+
+    def go_down(self) -> None:
+        """As if libvirtd had ended; guests run on."""
+        with self._machine.lock:
+            self._machine.is_down = True
+
+    def come_back(self) -> None:
+        with self._machine.lock:
+            self._machine.is_down = False
+        self._changed("")
+
+    def set_power(self, uuid: str, power: Power) -> None:
+        """As if the guest had powered itself off, crashed, …"""
+        with self._machine.lock:
+            self._machine.domains[uuid] = replace(self._machine.domains[uuid], power=power)
+        self._changed(uuid)
+
+    def remove_by_hand(self, uuid: str) -> None:
+        """As an operator with another tool would."""
+        with self._machine.lock:
+            del self._machine.domains[uuid]
+            self._machine.plans.pop(uuid, None)
+        self._changed(uuid)
+
+    def add_foreign(self, uuid: str, name: str, *, provider: str | None = None, power: Power = Power.ON) -> None:
+        """A domain that is not ours: of no provider, or of another."""
+        with self._machine.lock:
+            self._machine.domains[uuid] = FoundDomain(uuid, power, False, provider, name)
+        self._changed(uuid)
+
+    # --- inside ---
+
+    def _enter(self, call: str, uuid: str) -> None:
+        with self._machine.lock:
+            if self._machine.is_down:
+                raise HypervisorUnavailable("the fake hypervisor is down")
+            self._machine.calls.append((call, uuid))
+            hung = self._machine.hung.get(uuid) if call not in ("get", "list") else None
+            failure = self._machine.failures.get(call)
+        if hung is not None:
+            hung.wait()
+        if failure:
+            raise HypervisorError(f"cannot {call} domain {uuid}: {failure}")
+
+    def _ours(self, uuid: str) -> FoundDomain | None:
+        found = self._machine.domains.get(uuid)
+        if found is not None and not found.is_ours:
+            raise foreign(uuid)
+        return found
+
+    def _changed(self, uuid: str) -> None:
+        with self._machine.lock:
+            watchers = list(self._machine.watchers)
+        for watcher in watchers:
+            watcher._queue.put((uuid, None))
+
+    def _tell(self) -> None:
+        while (item := self._queue.get()) is not None:
+            uuid, only = item
+            for listener in [only] if only is not None else list(self._listeners):
+                try:
+                    listener(uuid)
+                except Exception:
+                    log.exception("a listener for domain %s failed", uuid or "changes")
