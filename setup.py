@@ -27,7 +27,7 @@ setup(
         "msgspec>=0.18",
         "psutil>=5.9",
         "pycdlib>=1.14",
-        "pyroute2>=0.7.3",
+        "pyroute2>=0.9",
         "pyyaml>=6.0",
         "qemu.qmp>=0.0.3",
         "requests>=2.31",

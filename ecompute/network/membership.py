@@ -182,14 +182,15 @@ class Memberships:
                 return  # a missing key takes nothing from guests that run
             ports = self._store.list(keys.ports(uuid), Port)
             hosts = self._store.list(keys.network_hosts(uuid), NetworkHost)
-            self._reconciler.ensure(
-                wanted(
-                    network.value,
-                    self._provider,
-                    [item.value for item in ports.items],
-                    [item.value for item in hosts.items],
-                )
+            target = wanted(
+                network.value,
+                self._provider,
+                [item.value for item in ports.items],
+                [item.value for item in hosts.items],
             )
+            for problem in target.problems:
+                log.warning("network %s: %s; it is passed over", uuid, problem)
+            self._reconciler.ensure(target)
 
     def _serial(self, uuid: str) -> threading.Lock:
         with self._lock:

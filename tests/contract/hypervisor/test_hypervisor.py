@@ -62,7 +62,7 @@ def test_a_domain_that_is_not_defined_cannot_start(hypervisor: Hypervisor) -> No
 def test_a_domain_without_its_disk_cannot_start(hypervisor: Hypervisor, plan: DomainPlan) -> None:
     hypervisor.define(plan)
     plan.root_disk.unlink()
-    with pytest.raises(HypervisorError, match="disk|storage") as caught:
+    with pytest.raises(HypervisorError, match=r"disk|storage") as caught:
         hypervisor.start(plan.uuid)
     assert "\n" not in str(caught.value)
     assert power(hypervisor, plan.uuid) is Power.OFF
@@ -201,7 +201,9 @@ def test_several_threads_change_several_domains(hypervisor: Hypervisor, plans: l
     assert hypervisor.list() == {}
 
 
-def test_after_closing_nothing_is_told_any_more(hypervisor: Hypervisor, plan: DomainPlan, eventually: Eventually) -> None:
+def test_after_closing_nothing_is_told_any_more(
+    hypervisor: Hypervisor, plan: DomainPlan, eventually: Eventually
+) -> None:
     told: list[str] = []
     hypervisor.on_change(told.append)
     eventually(lambda: told)

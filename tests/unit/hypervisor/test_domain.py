@@ -42,7 +42,8 @@ PLANS = {
     "tcg": replace(PLAIN, accelerator="tcg", vcpus=1, memory_mb=256),
     "bare": replace(PLAIN, interfaces=(), config_drive=None),
     "two-interfaces": replace(
-        PLAIN, interfaces=(*PLAIN.interfaces, TapPlan("ectffffffffffff"[:14], "br0", "52:54:00:00:00:01", None, "e1000e"))
+        PLAIN,
+        interfaces=(*PLAIN.interfaces, TapPlan("ectffffffffffff"[:14], "br0", "52:54:00:00:00:01", None, "e1000e")),
     ),
     "hostile-name": replace(PLAIN, name="</title><devices/>&amp;\x00\x1b\n\ud800\ufffe ok", namespace="a<b>&\"'"),
 }
