@@ -1,21 +1,40 @@
-"""Fixtures for all tests: the real services, each started once a run."""
+"""Fixtures for all tests: the real services, each started once a run.
+
+Property tests try the same examples in every run, so that a red run is red again:
+``HYPOTHESIS_PROFILE=explore`` tries others, and ten times as many.
+"""
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from ecompute.cluster.config import EtcdSettings
 from ecompute.cluster.store import DeletePrefix, Store
 from ecompute.dev.etcd import EtcdProcess, start_etcd
+from ecompute.dev.placement import PlacementProcess, start_placement
+
+# A shared machine may be slow at any time: no example is judged by the clock.
+settings.register_profile("steady", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+settings.register_profile("explore", deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=1000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "steady"))
 
 
 @pytest.fixture(scope="session")
 def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdProcess]:
     """The etcd of this run, for tests that leave it running; those that do not start their own."""
     with start_etcd(tmp_path_factory.mktemp("etcd"), is_durable=False) as process:
+        yield process
+
+
+@pytest.fixture(scope="session")
+def placement(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PlacementProcess]:
+    """The placement of this run; tests that share it make providers of their own."""
+    with start_placement(tmp_path_factory.mktemp("placement")) as process:
         yield process
 
 

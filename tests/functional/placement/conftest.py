@@ -20,13 +20,7 @@ import pytest
 
 from ecompute.cluster.config import PlacementSettings
 from ecompute.cluster.placement import Inventory, Placement
-from ecompute.dev.placement import PlacementProcess, start_placement
-
-
-@pytest.fixture(scope="session")
-def placement(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PlacementProcess]:
-    with start_placement(tmp_path_factory.mktemp("placement")) as process:
-        yield process
+from ecompute.dev.placement import PlacementProcess
 
 
 @pytest.fixture

@@ -8,14 +8,10 @@ import pytest
 
 from ecompute.cluster.config import PlacementSettings
 from ecompute.cluster.placement import Placement
-from ecompute.dev.placement import start_placement
+from ecompute.dev.placement import PlacementProcess
 
 
-@pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Placement]:
-    process = start_placement(tmp_path_factory.mktemp("placement"))
-    try:
-        with Placement(PlacementSettings(endpoint=process.endpoint)) as client:
-            yield client
-    finally:
-        process.stop()
+@pytest.fixture
+def client(placement: PlacementProcess) -> Iterator[Placement]:
+    with Placement(PlacementSettings(endpoint=placement.endpoint)) as client:
+        yield client
