@@ -11,8 +11,9 @@ from pathlib import Path
 import click
 
 from ecompute import __version__
-from ecompute.cluster.errors import CloudError, InvalidConfig
+from ecompute.cluster.terminal import guarded, usage_error
 
+PROGRAM = "ecompute"
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
@@ -30,7 +31,7 @@ class Settings:
     envvar="ECOMPUTE_CONFIG",
     help="The configuration; otherwise ./compute.yaml, then /etc/ecompute/compute.yaml, if there.",
 )
-@click.version_option(__version__, prog_name="ecompute")
+@click.version_option(__version__, prog_name=PROGRAM)
 @click.pass_context
 def cli(context: click.Context, config: Path | None) -> None:
     """Make this machine a host of the cloud.
@@ -158,17 +159,15 @@ def adopt(settings: Settings) -> None:
 
 def main() -> None:
     """The console script: errors are one line on standard error."""
+    sys.exit(guarded(_run))
+
+
+def _run() -> int:
     try:
-        cli(standalone_mode=False)
+        status = cli.main(sys.argv[1:] or ["--help"], prog_name=PROGRAM, standalone_mode=False)
     except click.exceptions.Abort:
-        sys.exit(130)
+        raise KeyboardInterrupt from None
     except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except InvalidConfig as error:
-        for problem in error.problems:
-            click.echo(f"{error.path}: {problem}", err=True)
-        sys.exit(error.exit_status)
-    except CloudError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(error.exit_status)
+        context = getattr(error, "ctx", None)
+        raise usage_error(error.format_message(), PROGRAM if context is None else context.command_path) from error
+    return status if isinstance(status, int) else 0

@@ -18,10 +18,10 @@ from uuid import UUID
 from msgspec import structs
 
 from ecompute.cluster import keys
+from ecompute.cluster.asking import CONSOLE, NOTHING, PRESENCE
 from ecompute.cluster.documents import Operation
 from ecompute.cluster.errors import CloudError, CompareFailed
 from ecompute.cluster.store import Change, Put, Store, Versioned, Watcher, unchanged
-from ecompute.cluster.upkeep.audit import NOTHING, PRESENCE
 
 ANSWER_LIMIT_BYTES = 64 * 1024
 PRESENCE_TIMEOUT_S = 10.0
@@ -78,7 +78,7 @@ class Operations:
             uuid = str(UUID(operation.instance_uuid))  # a path is made of it
         except ValueError:
             return structs.replace(operation, error="it names no instance")
-        if operation.kind == "console":
+        if operation.kind == CONSOLE:
             return self._console(operation, uuid)
         if operation.kind == PRESENCE:
             try:

@@ -15,13 +15,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from ecompute.cluster import keys
 from ecompute.cluster.documents import Incarnation, Instance, Intent, timestamp
 from ecompute.cluster.errors import CompareFailed, Conflict, OnHold
 from ecompute.cluster.failpoint import reach
-from ecompute.cluster.placement import Placement
 from ecompute.cluster.store import Compare, Delete, Op, Put, Store, Versioned, absent, unchanged
+
+if TYPE_CHECKING:
+    from ecompute.cluster.placement import Placement
 
 INSTANCE_CONSUMER = "ECOMPUTE_INSTANCE"
 """Consumer types of ours begin with ``ECOMPUTE_``; others are reported, never touched."""
@@ -69,6 +73,23 @@ class Claim:
         reach("claim.requested")
         return revision
 
+    def settle(self) -> bool:
+        """After a request whose answer was lost: return whether it was written. If not, it never will be.
+
+        The intent is written anew, which no transaction that compares the old one survives: one that
+        is still on its way can then not land behind our back.
+
+        Raises:
+            StoreUnavailable: etcd does not answer; leave it to the audit.
+        """
+        store = self._claims.store
+        try:
+            revision = store.commit([unchanged(self._intent)], [Put(self._intent.key, self._intent.value)])
+        except CompareFailed:
+            return store.get(keys.instance(self.consumer), Instance) is not None
+        self._intent = replace(self._intent, mod_revision=revision)
+        return False
+
     def is_void(self) -> bool:
         """Whether the audit, or a restore, has taken this claim away meanwhile."""
         intent = self._claims.store.get(self._intent.key, Intent)
@@ -84,19 +105,20 @@ class Claim:
         """Give the claim back, and keep the intent for the next try."""
         self._claims.placement.release(self.consumer)
 
-    def give_up(self) -> None:
-        """Give back intent and claim, in that order.
+    def give_up(self) -> bool:
+        """Give back intent and claim, in that order; return whether that was possible.
 
         With the intent deleted, no request that is still under way can be written. If it was
-        written after all, it deleted the intent, and the claim is the instance's.
+        written after all, it deleted the intent, and the claim is the instance's: False.
         """
         store = self._claims.store
         try:
             store.commit([unchanged(self._intent)], [Delete(self._intent.key)])
         except CompareFailed:
             if store.get(keys.instance(self.consumer), Instance) is not None:
-                return
+                return False
         self._claims.placement.release(self.consumer)
+        return True
 
 
 class Claims:

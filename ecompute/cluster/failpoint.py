@@ -1,6 +1,7 @@
-"""Places at which a test may have the process killed, to see what is left.
+"""Places at which a test may have the process killed or stopped, to see what is left or comes meanwhile.
 
-``ECOMPUTE_FAILPOINT=<name>`` kills this process with SIGKILL when it reaches the point of that name.
+``ECOMPUTE_FAILPOINT=<name>`` kills this process with SIGKILL when it reaches the point of that name;
+``<name>:stop`` stops it there with SIGSTOP, the first time, until somebody sends SIGCONT.
 Unset, which is the rule, reaching one costs a comparison.
 """
 
@@ -13,6 +14,12 @@ _armed = os.environ.get("ECOMPUTE_FAILPOINT")
 
 
 def reach(name: str) -> None:
-    """Die here if the environment says so."""
-    if _armed is not None and _armed == name:
+    """Die or stop here if the environment says so."""
+    global _armed
+    if _armed is None:
+        return
+    if _armed == name:
         os.kill(os.getpid(), signal.SIGKILL)
+    elif _armed == f"{name}:stop":
+        _armed = None
+        os.kill(os.getpid(), signal.SIGSTOP)

@@ -64,10 +64,10 @@ class Underlay:
             ip("netns", "add", self._namespace)
             ip("-n", self._namespace, "link", "add", "under", "type", "bridge", "forward_delay", "0")
             ip("-n", self._namespace, "link", "set", "under", "up")
-            ip("link", "add", self._leg, "type", "veth", "peer", "name", "machine", "netns", self._namespace)
+            ip("link", "add", self.leg, "type", "veth", "peer", "name", "machine", "netns", self._namespace)
             ip("-n", self._namespace, "link", "set", "machine", "master", "under", "up")
-            ip("address", "add", f"{self.address}/{self.network.prefixlen}", "dev", self._leg)
-            ip("link", "set", self._leg, "up")
+            ip("address", "add", f"{self.address}/{self.network.prefixlen}", "dev", self.leg)
+            ip("link", "set", self.leg, "up")
         except StepFailed:
             self.remove()
             raise
@@ -103,8 +103,8 @@ class Underlay:
         Raises:
             StepFailed: a namespace could not be removed.
         """
-        if any(link["ifname"] == self._leg for link in json.loads(ip("-j", "link", "show") or "[]")):
-            ip("link", "delete", self._leg)  # the kernel takes its time over the devices of a namespace
+        if any(link["ifname"] == self.leg for link in json.loads(ip("-j", "link", "show") or "[]")):
+            ip("link", "delete", self.leg)  # the kernel takes its time over the devices of a namespace
         for netns in namespaces():
             if re.fullmatch(rf"{self.prefix}(under|h\d+)", netns):
                 ip("netns", "delete", netns)
@@ -114,7 +114,8 @@ class Underlay:
         return f"{self.prefix}under"
 
     @property
-    def _leg(self) -> str:
+    def leg(self) -> str:
+        """The machine's device on it."""
         return f"{self.prefix}u"
 
 

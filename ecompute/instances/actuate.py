@@ -62,6 +62,10 @@ class ImagePendingError(Exception):
         self.future = future
 
 
+class ForeignDomain(HypervisorError):
+    """A domain on this host has the uuid, and is not ours: it is not touched, whatever is wanted."""
+
+
 @dataclass(frozen=True)
 class Files:
     """Where one instance's files lie."""
@@ -130,11 +134,12 @@ class Actuator:
         """Return what of the instance is on this host, now.
 
         Raises:
+            ForeignDomain: see there.
             HypervisorUnavailable, NetworkError: it cannot be said.
         """
         domain = self._hypervisor.get(uuid)
         if domain is not None and not domain.is_ours:
-            raise HypervisorError(
+            raise ForeignDomain(
                 f"a domain with the uuid {uuid} is on this host and is not ours", hint="it is never touched; remove it"
             )
         files = self.files(uuid)

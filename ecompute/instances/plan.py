@@ -169,7 +169,7 @@ def _held(assignment: Assignment | None, found: Found, known: Record | None, rep
 
 
 def _unassigned(found: Found, record: Record | None, known: Record | None, reported: Seen | None) -> Plan:
-    if found.is_nothing and (known is None or known.phase in (Phase.BUILDING, *_REMOVAL)):
+    if found.is_nothing and (record is None or record.phase in (Phase.BUILDING, *_REMOVAL)):
         steps: list[Step] = []
         if record is not None and record.phase is Phase.REMOVING:
             steps.append(Step.REMEMBER_REMOVED)

@@ -23,7 +23,7 @@ from ecompute.cluster.failpoint import reach
 from ecompute.cluster.periodic import Periodic
 from ecompute.cluster.store import Change, Store, Versioned, Watcher
 from ecompute.hypervisor.api import Hypervisor
-from ecompute.instances.actuate import DEADLINE_S, DEFAULT_DEADLINE_S, Actuator, ImagePendingError
+from ecompute.instances.actuate import DEADLINE_S, DEFAULT_DEADLINE_S, Actuator, ForeignDomain, ImagePendingError
 from ecompute.instances.lanes import Lanes, Stuck, Work
 from ecompute.instances.memory import Memory
 from ecompute.instances.plan import after_failure, has_nothing, plan
@@ -198,8 +198,14 @@ class InstanceReconciler:
             assignment = self._store.get(keys.assignment(self._provider, uuid), Assignment)
             reported = self._store.get(keys.seen(self._provider, uuid), Seen)
         wanted = None if assignment is None else assignment.value
-        with work.step("look", DEFAULT_DEADLINE_S):
-            found = self._actuator.look(uuid, wanted)
+        try:
+            with work.step("look", DEFAULT_DEADLINE_S):
+                found = self._actuator.look(uuid, wanted)
+        except ForeignDomain:
+            self._answer(uuid, False)
+            if wanted is None:
+                return  # libvirt tells of every domain; what becomes of this one is none of our business
+            raise
         record = self._memory.record(uuid)
         planned = plan(
             wanted,
@@ -209,6 +215,8 @@ class InstanceReconciler:
             boot_id=self._boot_id,
             reported=None if reported is None else reported.value,
         )
+        if Step.FETCH_IMAGE not in planned.steps:
+            self._actuator.stop_fetching(uuid)  # destroyed while no lane was at work: the image was on its way
         if not planned.steps:
             self._answer(uuid, has_nothing(wanted, found, record, hold=self._hold_reason() is not None))
             return

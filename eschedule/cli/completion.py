@@ -1,8 +1,24 @@
-"""``eschedule completion``."""
+"""``eschedule completion``, and the names of instances that a shell completes.
+
+Only a name of an instance asks etcd, and only then is anything heavy loaded. Whatever goes wrong,
+nothing is offered and nothing said: a shell in the middle of a line is no place for an error.
+"""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
+
+from eschedule.cli.settings import NAMESPACE, Settings
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+TIMEOUT_S = 0.8
+"""Of etcd's answer. A person waits for it with a finger on the key."""
+
+LIMIT = 200
 
 
 @click.command()
@@ -11,13 +27,40 @@ import click
 def completion(context: click.Context, shell: str) -> int:
     """Print the completion script of SHELL.
 
+    It completes commands, options, formats, and the names of instances.
+
     \b
     Example:  eschedule completion bash > /etc/bash_completion.d/eschedule
+              eschedule completion zsh  > /usr/local/share/zsh/site-functions/_eschedule
+              eschedule completion fish > ~/.config/fish/completions/eschedule.fish
     """
     from click.shell_completion import get_completion_class
 
-    root = context.find_root()
+    from ecompute.cluster.terminal import put
+    from eschedule.cli.main import COMPLETE_VARIABLE, PROGRAM
+
     kind = get_completion_class(shell)
-    assert kind is not None
-    click.echo(kind(root.command, {}, "eschedule", "_ESCHEDULE_COMPLETE").source())
+    assert kind is not None, "every choice is a shell that click knows"
+    # Not `source()`, which for bash starts the bash of this machine to look at its version.
+    made = kind(context.find_root().command, {}, PROGRAM, COMPLETE_VARIABLE)
+    put(kind.source_template % made.source_vars())
     return 0
+
+
+def complete_instance(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Return the names that begin with ``incomplete``; the uuids, where no name does."""
+    from click.shell_completion import CompletionItem
+
+    options = context.find_root().params
+    settings = Settings(options.get("config"), options.get("namespace") or NAMESPACE)
+    try:
+        return [CompletionItem(word) for word in _known(settings, incomplete)]
+    except Exception:  # noqa: BLE001 - see above
+        return []
+
+
+def _known(settings: Settings, incomplete: str) -> list[str]:
+    with settings.cloud(store_timeout_s=TIMEOUT_S) as cloud:
+        from eschedule.cloud.references import beginning_with
+
+        return beginning_with(cloud.store, incomplete, settings.namespace, limit=LIMIT)

@@ -2,54 +2,79 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import click
 
-from eschedule.cli.main import Settings
+from ecompute.cluster.terminal import say
 from eschedule.cli.output import format_option, show_rows
+from eschedule.cli.settings import Settings
 
-COLUMNS = ("name", "state", "vcpus", "memory_mb", "disk_gb", "accelerator", "underlay", "uuid")
+if TYPE_CHECKING:
+    from eschedule.cloud.hosts import HostView
+
+CLASSES = (("vcpus", "VCPU"), ("memory_mb", "MEMORY_MB"), ("disk_gb", "DISK_GB"))
+FIELDS = (
+    "name",
+    "uuid",
+    "state",
+    *(field for column, _ in CLASSES for field in (column, f"{column}_used")),
+    "accelerator",
+    "underlay",
+    "hypervisor",
+    "version",
+    "hold",
+)
+COLUMNS = ("name", "state", *(column for column, _ in CLASSES), "accelerator", "underlay", "uuid")
+
+
+def describe(host: HostView) -> dict[str, Any]:
+    """Return one host as all formats show it: `FIELDS`, in order. Capacities are what may be claimed in all."""
+    row: dict[str, Any] = {"name": host.node.name, "uuid": host.node.provider, "state": host.state}
+    for column, resource_class in CLASSES:
+        room = host.room.get(resource_class)
+        row[column] = None if room is None else room.capacity
+        row[f"{column}_used"] = None if room is None else room.used
+    return row | {
+        "accelerator": host.node.accelerator,
+        "underlay": host.node.underlay,
+        "hypervisor": host.node.hypervisor,
+        "version": host.node.version,
+        "hold": host.node.hold,
+    }
 
 
 @click.command()
 @format_option
 @click.pass_obj
 def hosts(settings: Settings, output: str) -> int:
-    """List the hosts, their state, and how much of each resource is used.
+    """List the hosts: their state, and how much of each resource is used, of how much.
+
+    A host is up, down (its daemon does not answer), draining, in maintenance, or on hold (the data
+    in etcd is not what it knew; see its log).
 
     \b
     Example:  eschedule hosts
+              eschedule hosts -o json
     """
-    from eschedule.cloud.connection import Cloud
-    from eschedule.cloud.hosts import Hosts
+    with settings.cloud() as cloud:
+        from eschedule.cloud.hosts import Hosts
 
-    cloud = Cloud.from_file(settings.config)
-    rows = []
-    try:
-        for host in Hosts(cloud).all():
-            used = {
-                column: f"{host.room[name].used}/{host.room[name].capacity}" if name in host.room else None
-                for column, name in (("vcpus", "VCPU"), ("memory_mb", "MEMORY_MB"), ("disk_gb", "DISK_GB"))
-            }
-            rows.append(
-                {
-                    "name": host.node.name,
-                    "uuid": host.node.provider,
-                    "state": host.state,
-                    **used,
-                    "accelerator": host.node.accelerator,
-                    "underlay": host.node.underlay,
-                    "hypervisor": host.node.hypervisor,
-                    "version": host.node.version,
-                    "hold": host.node.hold,
-                }
-            )
-    finally:
-        cloud.close()
-    if not rows and output == "table":
-        click.echo("no host has registered; `ecompute run` on a machine makes it one", err=True)
+        rows = [describe(host) for host in Hosts(cloud).all()]
+    if output != "table":
+        show_rows(rows, output, fields=FIELDS, columns=COLUMNS)
         return 0
-    show_rows(rows, output, columns=COLUMNS)
-    for row in rows if output == "table" else ():
+    if not rows:
+        say("no host has registered; `ecompute run` on a machine makes it one")
+        return 0
+    show_rows([row | _for_people(row) for row in rows], output, fields=FIELDS, columns=COLUMNS)
+    for row in rows:
         if row["hold"]:
-            click.echo(f"{row['name']} is on hold: {row['hold']}", err=True)
+            say(f"{row['name']} is on hold: {row['hold']}")
     return 0
+
+
+def _for_people(row: dict[str, Any]) -> dict[str, str]:
+    return {
+        column: f"{row[f'{column}_used']}/{row[column]}" if row[column] is not None else "" for column, _ in CLASSES
+    }

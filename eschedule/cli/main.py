@@ -8,7 +8,7 @@ are what scripts of the first etcd-compute say, and mean here what they meant th
 and how they exit is `eschedule.cli.classic`. All other verbs are commands, one module a noun.
 
 Loads click and nothing heavy: a command's module is loaded when the command runs, or when its help
-is asked for; ``--help`` of the whole needs the one line that stands here.
+is asked for; ``--help`` and completion of the whole need the one line that stands here.
 """
 
 from __future__ import annotations
@@ -16,17 +16,28 @@ from __future__ import annotations
 import importlib
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+from ecompute import __version__
+from ecompute.cluster.errors import InvalidInput
+from ecompute.cluster.terminal import guarded, usage_error
+from eschedule.cli.settings import NAMESPACE, Settings
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+PROGRAM = "eschedule"
+COMPLETE_VARIABLE = "_ESCHEDULE_COMPLETE"
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "launch": ("eschedule.cli.launch:launch", "Launch an instance."),
     "list": ("eschedule.cli.instance:list_", "List instances."),
     "show": ("eschedule.cli.instance:show", "Show one instance."),
-    "wait": ("eschedule.cli.instance:wait", "Wait until an instance runs, or has failed."),
-    "destroy": ("eschedule.cli.instance:destroy", "Destroy instances."),
+    "wait": ("eschedule.cli.lifecycle:wait", "Wait until an instance runs, or has failed."),
+    "destroy": ("eschedule.cli.lifecycle:destroy", "Destroy instances."),
     "console": ("eschedule.cli.console:console", "Show what a guest wrote on its serial console."),
     "events": ("eschedule.cli.event:events", "Show what happened to an instance."),
     "doctor": ("eschedule.cli.doctor:doctor", "Say where an instance stands, and what it waits for."),
@@ -35,18 +46,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 """Name → where it is, and its line in the help."""
 
-HIDDEN = {
-    "classic-launch": "eschedule.cli.classic:launch",
-    "classic-address": "eschedule.cli.classic:address",
-}
-
-
-class Settings:
-    """What the options before the command say."""
-
-    def __init__(self, config: Path | None, namespace: str) -> None:
-        self.config = config
-        self.namespace = namespace
+CLASSIC_LAUNCH = "eschedule.cli.classic:launch"
+CLASSIC_ADDRESS = "eschedule.cli.classic:address"
 
 
 class Commands(click.Group):
@@ -56,23 +57,27 @@ class Commands(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name in HIDDEN:
-            return _load(HIDDEN[cmd_name])
         return _load(COMMANDS[cmd_name][0]) if cmd_name in COMMANDS else None
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and args[0] not in COMMANDS and not ctx.resilient_parsing:
-            if "=" in args[0]:
-                return "", _load(HIDDEN["classic-launch"]), args
-            if _is_uuid(args[0]):
-                return "", _load(HIDDEN["classic-address"]), args
-        return super().resolve_command(ctx, args)
+        if ctx.resilient_parsing or args[0] in COMMANDS or args[0].startswith("-"):
+            return super().resolve_command(ctx, args)
+        where = classic(args[0])
+        if where is None:
+            raise _no_such_command(args[0])
+        return "", _load(where), args
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        from click.shell_completion import CompletionItem
+
+        found = [CompletionItem(name, help=line) for name, (_, line) in COMMANDS.items() if name.startswith(incomplete)]
+        return found + click.Command.shell_complete(self, ctx, incomplete)
 
 
 @click.group(cls=Commands, context_settings=CONTEXT, subcommand_metavar="COMMAND | QUERY [IMAGE] | UUID")
@@ -83,9 +88,9 @@ class Commands(click.Group):
     help="The configuration; otherwise ./compute.yaml, then /etc/ecompute/compute.yaml, if there.",
 )
 @click.option(
-    "--namespace", envvar="ECOMPUTE_NAMESPACE", default="system", show_default=True, help="Whose instances are meant."
+    "--namespace", envvar="ECOMPUTE_NAMESPACE", default=NAMESPACE, show_default=True, help="Whose instances are meant."
 )
-@click.version_option(package_name="etcd-compute", prog_name="eschedule")
+@click.version_option(__version__, prog_name=PROGRAM)
 @click.pass_context
 def cli(context: click.Context, config: Path | None, namespace: str) -> None:
     """Ask the cloud for virtual machines.
@@ -96,6 +101,9 @@ def cli(context: click.Context, config: Path | None, namespace: str) -> None:
     Why is it not there yet?     eschedule doctor web-1
     Remove it:                   eschedule destroy web-1
 
+    An INSTANCE is a name, a uuid, or the beginning of a uuid. Where no --config is given, the
+    environment's ECOMPUTE_CONFIG is taken, and ECOMPUTE_NAMESPACE for --namespace.
+
     A placement query alone launches too, and a uuid alone prints the address, as they always did:
 
     \b
@@ -104,28 +112,41 @@ def cli(context: click.Context, config: Path | None, namespace: str) -> None:
     context.obj = Settings(config, namespace)
 
 
+def classic(word: str) -> str | None:
+    """Return the command that ``word`` means in the old grammar, or ``None``: it is a verb of today."""
+    if word in COMMANDS:
+        return None
+    if "=" in word and not word.startswith("-"):
+        return CLASSIC_LAUNCH
+    return CLASSIC_ADDRESS if _is_uuid(word) else None
+
+
 def main() -> None:
     """The console script: an error is one line on standard error, and the exit status 1 or 2."""
-    from ecompute.cluster.errors import CloudError, InvalidConfig
+    sys.exit(guarded(_run))
 
+
+def _run() -> int:
     try:
-        status = cli(standalone_mode=False)
-        sys.exit(status if isinstance(status, int) else 0)
+        status = cli.main(
+            sys.argv[1:] or ["--help"], prog_name=PROGRAM, complete_var=COMPLETE_VARIABLE, standalone_mode=False
+        )
     except click.exceptions.Abort:
-        sys.exit(130)
+        raise KeyboardInterrupt from None
     except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except InvalidConfig as error:
-        for problem in error.problems:
-            click.echo(f"{error.path}: {problem}", err=True)
-        sys.exit(error.exit_status)
-    except CloudError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(error.exit_status)
-    except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(141)
+        context = getattr(error, "ctx", None)
+        raise usage_error(error.format_message(), PROGRAM if context is None else context.command_path) from error
+    return status if isinstance(status, int) else 0
+
+
+def _no_such_command(word: str) -> InvalidInput:
+    from difflib import get_close_matches
+
+    near = get_close_matches(word, COMMANDS, n=1)
+    return InvalidInput(
+        f"there is no command {word[:80]!r}",
+        hint=f"did you mean `{PROGRAM} {near[0]}`?" if near else f"see `{PROGRAM} --help`",
+    )
 
 
 def _load(where: str) -> click.Command:

@@ -2,48 +2,31 @@
 
 from __future__ import annotations
 
-import queue
-from uuid import uuid4
-
-from ecompute.cluster import keys
+from ecompute.cluster.asking import CONSOLE, ask
 from ecompute.cluster.documents import Instance, Operation
 from ecompute.cluster.errors import DeadlineExceeded, NotFound
-from ecompute.cluster.store import Change, Put, absent
 from eschedule.cloud.connection import Cloud
+
+LIMIT_BYTES = 64 * 1024
+"""The most that a host answers."""
 
 
 def console_log(cloud: Cloud, instance: Instance, *, limit_bytes: int, timeout_s: float) -> str:
-    """Return at most ``limit_bytes`` from the end of the log.
-
-    The question is a leased key: it goes when this process goes.
+    """Return at most ``limit_bytes`` from the end of the log, as the guest wrote it.
 
     Raises:
         NotFound: there is no log (yet).
         DeadlineExceeded: the host does not answer.
     """
-    store = cloud.store
-    answers: queue.SimpleQueue[Operation] = queue.SimpleQueue()
-    key = keys.operation(instance.provider, str(uuid4()))
-
-    def changed(change: Change[Operation]) -> None:
-        if change.after is not None and (change.after.value.answer is not None or change.after.value.error):
-            answers.put(change.after.value)
-
-    lease = store.lease(max(5, int(timeout_s) + 5), on_lost=lambda: None)
-    watcher = store.watcher()
-    try:
-        watcher.follow(key, Operation, changed)
-        question = Operation(kind="console", instance_uuid=instance.uuid, limit_bytes=limit_bytes)
-        store.commit([absent(key)], [Put(key, question, lease=lease.id)])
-        answer = answers.get(timeout=timeout_s)
-    except queue.Empty:
+    question = Operation(kind=CONSOLE, instance_uuid=instance.uuid, limit_bytes=limit_bytes)
+    answered = ask(cloud.store, instance.provider, question, timeout_s=timeout_s)
+    if answered is None:
         raise DeadlineExceeded(
-            f"the host of {instance.name} has not answered within {timeout_s:.0f} s",
+            f"the host of {instance.name} has not answered within {timeout_s:g} s",
             hint=f"see `eschedule doctor {instance.uuid}`",
-        ) from None
-    finally:
-        watcher.close()
-        lease.revoke()
-    if answer.answer is None:
-        raise NotFound(f"{instance.name}: {answer.error}", hint="the guest may not have been started yet")
-    return answer.answer
+        )
+    if answered.answer is None:
+        raise NotFound(
+            f"{instance.name}: {answered.error}", hint=f"has it started yet? see `eschedule doctor {instance.uuid}`"
+        )
+    return answered.answer

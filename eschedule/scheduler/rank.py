@@ -7,9 +7,16 @@ somewhere to go.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+TOP = 8
+TOP_SHARE = 0.05
+"""Of those whose daemon answers, so many are drawn in random order: the larger of both."""
+MIN_WEIGHT = 0.05
+"""What a host weighs that would be full: it stays possible."""
 
 
 @dataclass(frozen=True)
@@ -42,13 +49,10 @@ def rank(candidates: Sequence[Ranked], seed: int) -> list[Ranked]:
     ``candidates``.
     """
     rng = random.Random(seed)  # noqa: S311 - spreads load, guards nothing
-    by_rank = sorted(candidates, key=lambda c: (not c.is_alive, -c.free_share, c.provider, c.index))
-    alive = [c for c in by_rank if c.is_alive] or by_rank
-    top = alive[: max(8, -(-len(alive) // 20))]
-    drawn: list[Ranked] = []
-    while top:
-        chosen = rng.choices(top, weights=[0.05 + c.free_share for c in top])[0]
-        top.remove(chosen)
-        drawn.append(chosen)
-    chosen_ids = {id(c) for c in drawn}
-    return drawn + [c for c in by_rank if id(c) not in chosen_ids]
+    rest = sorted(candidates, key=lambda c: (not c.is_alive, -c.free_share, c.provider, c.index))
+    answering = sum(1 for c in rest if c.is_alive) or len(rest)
+    drawn = []
+    for left in range(min(answering, max(TOP, math.ceil(answering * TOP_SHARE))), 0, -1):
+        weights = [MIN_WEIGHT + c.free_share for c in rest[:left]]
+        drawn.append(rest.pop(rng.choices(range(left), weights)[0]))
+    return drawn + rest

@@ -10,6 +10,10 @@ from urllib.parse import urlsplit
 
 from ecompute.cluster.documents import DEFAULT_NAMESPACE
 from ecompute.cluster.errors import InvalidInput
+from ecompute.cluster.placement import candidates_query
+
+GUEST_CLASSES = ("VCPU", "MEMORY_MB", "DISK_GB")
+"""What every guest needs some of."""
 
 USER_DATA_LIMIT_BYTES = 64 * 1024
 SSH_KEY_LIMIT = 16 * 1024
@@ -39,17 +43,29 @@ def check(request: LaunchRequest) -> LaunchRequest:
     """Return ``request`` with its texts trimmed.
 
     Raises:
-        InvalidInput: one line that says what is wrong and what would be right. The query is checked
-            where it is taken apart, in `ecompute.cluster.placement`.
+        InvalidInput: one line that says what is wrong and what would be right. Whether placement
+            knows the classes, traits and aggregates of the query is its to say.
     """
     return LaunchRequest(
-        query=request.query,
+        query=check_query(request.query),
         image=check_image(request.image),
         name=None if request.name is None else check_name(request.name),
         namespace=check_namespace(request.namespace),
         user_data=None if request.user_data is None else check_user_data(request.user_data),
         ssh_keys=check_ssh_keys(request.ssh_keys),
     )
+
+
+def check_query(query: str) -> str:
+    """See that a guest can be made of what ``query`` asks for, whichever candidate serves it."""
+    asked = candidates_query(query)
+    missing = [name for name in GUEST_CLASSES if name not in asked.totals]
+    if missing:
+        raise InvalidInput(
+            f"the query asks for no {' and no '.join(missing)}",
+            hint="a guest needs all three, for example resources=VCPU:1,MEMORY_MB:256,DISK_GB:1",
+        )
+    return query
 
 
 def check_name(name: str) -> str:

@@ -12,22 +12,19 @@ host. One thread at a time.
 from __future__ import annotations
 
 import logging
-import queue
 import time
 from collections.abc import Callable
-from uuid import uuid4
+from typing import TYPE_CHECKING
 
 from ecompute.cluster import keys
+from ecompute.cluster.asking import NOTHING, PRESENCE, ask
 from ecompute.cluster.documents import Alive, Assignment, Instance, Intent, Node, Operation, Seen
 from ecompute.cluster.errors import CompareFailed, NotFound
-from ecompute.cluster.placement import Placement
-from ecompute.cluster.store import Compare, Delete, Put, Store, Versioned, absent, unchanged
+from ecompute.cluster.store import Compare, Delete, Store, Versioned, unchanged
 from ecompute.cluster.upkeep.decide import Held, HostLook, Leaks, Look, Question, keep, leaks, releases
 
-PRESENCE = "presence"
-"""The operation that asks a host whether anything of an instance is there; the answer is `NOTHING`
-or something else."""
-NOTHING = "nothing"
+if TYPE_CHECKING:
+    from ecompute.cluster.placement import Placement
 
 ANSWER_TIMEOUT_S = 20.0
 
@@ -94,27 +91,9 @@ class Audit:
         return True
 
     def _is_nothing_there(self, question: Question) -> bool:
-        answers: queue.SimpleQueue[Operation] = queue.SimpleQueue()
-        key = keys.operation(question.provider, str(uuid4()))
-        lease = self._store.lease(int(ANSWER_TIMEOUT_S) + 5, on_lost=lambda: None)
-        watcher = self._store.watcher()
-        try:
-            watcher.follow(
-                key, Operation, lambda change: answers.put(change.after.value) if change.after is not None else None
-            )
-            operation = Operation(kind=PRESENCE, instance_uuid=question.consumer)
-            self._store.commit([absent(key)], [Put(key, operation, lease=lease.id)])
-            deadline = self._clock() + ANSWER_TIMEOUT_S
-            while (left := deadline - self._clock()) > 0:
-                answer = answers.get(timeout=left)
-                if answer.answer is not None or answer.error is not None:
-                    return answer.answer == NOTHING
-        except queue.Empty:
-            pass
-        finally:
-            watcher.close()
-            lease.revoke()
-        return False
+        asked = Operation(kind=PRESENCE, instance_uuid=question.consumer)
+        answered = ask(self._store, question.provider, asked, timeout_s=ANSWER_TIMEOUT_S)
+        return answered is not None and answered.answer == NOTHING
 
     def _look(self, *, is_full: bool) -> Look:
         began_s = self._clock()

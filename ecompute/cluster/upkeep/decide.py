@@ -64,7 +64,8 @@ def finish(instance: Instance | None, assignment: Assignment | None, seen: Seen 
         seen: its host's report, read with or after them; None: there is none.
     """
     if instance is None:
-        if assignment is not None and assignment.role is Role.ABSENT and _is_gone(seen, assignment.epoch):
+        # Whatever its role: what a host has said to be gone it does not build.
+        if assignment is not None and _is_gone(seen, assignment.epoch):
             return FinishPlan(Act.RELEASE_AND_DELETE, "it is gone, and its instance was deleted before")
         return FinishPlan(Act.NOTHING, "there is no instance")
     if assignment is not None and assignment.epoch != instance.epoch:
@@ -101,6 +102,14 @@ class Held:
 
 
 @dataclass(frozen=True)
+class Owned:
+    """A key that goes with an instance: a lock of an address, a port, a name."""
+
+    instance_uuid: str
+    mod_revision: int
+
+
+@dataclass(frozen=True)
 class HostLook:
     """What etcd says of one host that matters to the audit."""
 
@@ -133,6 +142,8 @@ class Look:
     """Those of them that ought to hold a claim: neither in error with their assignment absent, nor deleting."""
     hosts: Mapping[str, HostLook] = field(default_factory=dict)
     """By provider uuid."""
+    owned: Mapping[str, Owned] = field(default_factory=dict)
+    """By key; empty where they were not read."""
 
 
 @dataclass(frozen=True)
@@ -153,6 +164,8 @@ class Leaks:
     """Consumers of types that are not ours, to be reported. Never touched."""
     stranded: tuple[str, ...] = ()
     """Claims that nobody holds, of hosts that cannot answer now."""
+    orphans: Mapping[str, int] = field(default_factory=dict)
+    """Keys whose instance is nowhere any more: delete each, comparing its mod revision."""
     unbacked: tuple[str, ...] = ()
     """Instances whose claim is gone (placement was set back), to be reported. Their guests stay."""
 
@@ -176,12 +189,18 @@ def leaks(before: Look | None, now: Look) -> Leaks:
             stranded.append(consumer)
         elif not any(consumer in host.guests for host in hosts):
             questions += [Question(provider, consumer) for provider in providers]
+    orphans = {
+        key: owned.mod_revision
+        for key, owned in now.owned.items()
+        if before.owned.get(key) == owned and not _is_anywhere(owned.instance_uuid, now, before)
+    }
     unbacked = (now.holders & before.holders) - now.allocations.keys() - before.allocations.keys()
     return Leaks(
         intents=stale,
         questions=tuple(questions),
         foreign=foreign,
         stranded=tuple(stranded),
+        orphans=orphans,
         unbacked=tuple(sorted(unbacked)),
     )
 
@@ -211,3 +230,13 @@ def _is_ours(held: Held) -> bool:
 def _unclaimed(look: Look) -> set[str]:
     ours = {consumer for consumer, held in look.allocations.items() if _is_ours(held)}
     return ours - look.intents.keys() - look.instances
+
+
+def _is_anywhere(uuid: str, *looks: Look) -> bool:
+    return any(
+        uuid in look.instances
+        or uuid in look.intents
+        or uuid in look.allocations
+        or any(uuid in host.guests for host in look.hosts.values())
+        for look in looks
+    )

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from msgspec import structs
 
@@ -20,7 +20,6 @@ from ecompute.cluster.documents import Assignment, Instance, NetworkHost, Port, 
 from ecompute.cluster.errors import CompareFailed
 from ecompute.cluster.events import INSTANCE, Events
 from ecompute.cluster.failpoint import reach
-from ecompute.cluster.placement import Placement
 from ecompute.cluster.store import (
     Compare,
     Delete,
@@ -33,6 +32,9 @@ from ecompute.cluster.store import (
     unchanged,
 )
 from ecompute.cluster.upkeep.decide import Act, finish
+
+if TYPE_CHECKING:
+    from ecompute.cluster.placement import Placement
 
 TRIES = 20
 

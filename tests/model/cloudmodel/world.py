@@ -187,8 +187,11 @@ class World:
 
     def _released(self, consumer: str, allocation: Allocation) -> None:
         host = self.hosts.get(allocation.provider)
-        if host is not None and host.holds(consumer):
+        if host is not None and host.holds(consumer) and not self._is_excused(consumer):
             raise Violated("released in use", f"{consumer} is on {host.provider}: {host.look(consumer)}")
+
+    def _is_excused(self, uuid: str) -> bool:
+        return uuid in self.unbacked or (uuid in self.hidden and uuid in self.ordered)
 
     def check(self) -> None:
         """Look at everything at once."""
@@ -199,8 +202,7 @@ class World:
             for host in self.hosts.values():
                 claim = self.placement.allocations.get(uuid)
                 is_backed = claim is not None and claim.provider == host.provider
-                is_excused = uuid in self.unbacked or (uuid in self.hidden and uuid in self.ordered)
-                if host.holds(uuid) and not is_backed and not is_excused:
+                if host.holds(uuid) and not is_backed and not self._is_excused(uuid):
                     raise Violated("used without a claim", f"{uuid} on {host.provider}: {host.look(uuid)}, {claim}")
 
 

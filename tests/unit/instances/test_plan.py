@@ -227,6 +227,10 @@ def test_what_was_never_started_is_forgotten_with_its_key() -> None:
     )
 
 
+def test_a_stale_report_of_a_host_that_was_installed_anew_is_taken_back() -> None:
+    assert decide(None, NOTHING, None, reported=seen(State.CREATED)).steps == (Step.CLEAR_REPORT,)
+
+
 def test_a_removed_instance_is_remembered_after_its_keys_are_gone() -> None:
     assert decide(None, NOTHING, record(Phase.REMOVED)).steps == ()
 

@@ -11,6 +11,7 @@ from ecompute.cluster.upkeep.decide import (
     Held,
     HostLook,
     Look,
+    Owned,
     Question,
     finish,
     keep,
@@ -93,6 +94,7 @@ def test_a_deleted_assignment_of_a_deleting_instance_is_written_again() -> None:
 
 def test_what_is_left_of_an_instance_whose_key_was_deleted_is_finished() -> None:
     assert finish(None, ABSENT, seen(State.DELETED, is_gone=True)).act is Act.RELEASE_AND_DELETE
+    assert finish(None, assignment(Role.RUN), seen(State.ERROR, is_gone=True)).act is Act.RELEASE_AND_DELETE
     assert finish(None, assignment(Role.RUN), seen(State.CREATED, is_gone=False)).act is Act.NOTHING
 
 
@@ -172,3 +174,11 @@ def test_an_instance_whose_claim_is_gone_is_reported() -> None:
     what = {"instances": frozenset({"u"}), "holders": frozenset({"u"})}
     assert leaks(look(0, **what), look(LATER, **what)).unbacked == ("u",)
     assert leaks(look(0, **what), look(LATER, allocations=LEAKED, **what)).unbacked == ()
+
+
+def test_an_address_whose_instance_is_nowhere_is_given_back() -> None:
+    what = {"owned": {"/networks/n/addresses/10.0.0.2": Owned("u", 7)}}
+    assert leaks(look(0, **what), look(LATER, **what)).orphans == {"/networks/n/addresses/10.0.0.2": 7}
+    assert not leaks(look(0, **what), look(LATER, allocations=LEAKED, **what)).orphans
+    hosts = {"p": HostLook(guests=frozenset({"u"}))}
+    assert not leaks(look(0, hosts=hosts, **what), look(LATER, **what)).orphans

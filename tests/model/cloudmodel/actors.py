@@ -1,0 +1,462 @@
+"""The processes that are no hosts: schedulers, destroyers, auditors.
+
+Each is a generator; what stands between two of its yields happens at once, and never more than one
+message does. The order of the messages is the product's.
+"""
+
+from __future__ import annotations
+
+from cloudmodel.etcd import Compare, Delete, Entry, Put, unchanged
+from cloudmodel.host import NOTHING
+from cloudmodel.placement import RefusedError
+from cloudmodel.world import HOSTS, Lease, Process, Steps, Unanswered, World, spec
+from msgspec import structs
+
+from ecompute.cluster import keys
+from ecompute.cluster.documents import (
+    AddressLock,
+    Assignment,
+    Instance,
+    Intent,
+    Lead,
+    Node,
+    Operation,
+    Role,
+    Seen,
+    State,
+)
+from ecompute.cluster.errors import CompareFailed
+from ecompute.cluster.upkeep.decide import (
+    Act,
+    FinishPlan,
+    Held,
+    HostLook,
+    Leaks,
+    Look,
+    Owned,
+    Question,
+    finish,
+    keep,
+    leaks,
+    releases,
+)
+
+LEAD_TTL_S = 15.0
+ANSWER_TTL_S = 25.0
+POLLS = 6
+ADDRESSES = tuple(f"10.0.0.{n}" for n in range(2, 12))
+LEAD = keys.lead("upkeep")
+
+
+# --- eschedule: launch ---
+
+
+def schedule(world: World, uuid: str, prefer: int) -> Steps:
+    """``intent → claim → request``, on the preferred host first."""
+    etcd = world.etcd
+    incarnation = etcd.get(keys.INCARNATION)
+    if incarnation is None:
+        return
+    yield "has read the incarnation"
+    same_life = unchanged(keys.INCARNATION, incarnation)
+    key = keys.intent(uuid)
+    intent = Intent(consumer=uuid, kind="create", namespace="system", writer="s", made_at="")
+    try:
+        world.commit(
+            [Compare(key, mod_revision=0), Compare(keys.instance(uuid), mod_revision=0), same_life], [Put(key, intent)]
+        )
+    except (CompareFailed, Unanswered):
+        return
+    mine = etcd.get(key)
+    assert mine is not None
+    yield "intended"
+    for provider in HOSTS[prefer:] + HOSTS[:prefer]:
+        is_claimed = yield from _claim(world, uuid, provider)
+        if is_claimed is None:
+            return  # nobody knows: the audit's
+        if not is_claimed:
+            continue
+        yield "claimed"
+        has_told = yield from _request(world, uuid, provider, same_life, mine)
+        if has_told is None or has_told:
+            return
+        yield "passes a host over"
+        yield from _release(world, uuid)
+    yield from _give_up(world, uuid, mine)
+
+
+def _claim(world: World, uuid: str, provider: str) -> Steps:
+    for _ in range(3):
+        try:
+            world.to_placement(lambda: world.placement.claim(uuid, provider))
+        except RefusedError:
+            yield "was refused"
+            held = world.placement.allocations.get(uuid)
+            return held is not None and held.provider == provider
+        except Unanswered:
+            yield "claim unanswered"
+        else:
+            return True
+    return None
+
+
+def _request(world: World, uuid: str, provider: str, same_life: Compare, mine: Entry) -> Steps:
+    """Return whether the host was told; None: the claim is not this process's any more."""
+    etcd = world.etcd
+    for _ in range(3):
+        node = etcd.get(keys.node(provider))
+        if node is None or not isinstance(node.value, Node) or node.value.hold is not None:
+            return False
+        taken = {keys.last(lock) for lock in etcd.below(keys.addresses("net"))}
+        address = next(a for a in ADDRESSES if a not in taken)
+        yield "has read the host"
+        try:
+            _write_request(world, uuid, provider, address, [same_life, unchanged(keys.node(provider), node)], mine)
+        except CompareFailed:
+            yield "request refused"
+            found = etcd.get(keys.intent(uuid))
+            is_void = found is None or found.mod_revision != mine.mod_revision
+            if not is_void:
+                continue
+            if world.rules.uuids_are_used_once:
+                # Its answer said that nothing was written, and nothing can be any more.
+                yield from _release(world, uuid)
+                return None
+            if found is not None or etcd.get(keys.instance(uuid)) is not None:
+                return None
+            try:
+                world.commit([Compare(keys.intent(uuid), mod_revision=0)], [Put(keys.intent(uuid), mine.value)])
+            except (CompareFailed, Unanswered):
+                return None
+            again = etcd.get(keys.intent(uuid))
+            assert again is not None
+            mine = again
+            yield "intended again"
+        except Unanswered:
+            if world.rules.unanswered_request_is_left_to_the_audit:
+                return None
+            yield "request unanswered"
+            return False
+        else:
+            return True
+    return False
+
+
+def _write_request(
+    world: World, uuid: str, provider: str, address: str, compares: list[Compare], mine: Entry
+) -> None:
+    wanted = spec(uuid, f"{address}/24")
+    instance = Instance(
+        uuid=uuid,
+        namespace="system",
+        name=uuid,
+        state=State.INITIAL,
+        provider=provider,
+        spec=wanted,
+        created_at="",
+    )
+    assignment = Assignment(
+        uuid=uuid, namespace="system", name=uuid, role=Role.RUN, generation=1, epoch=1, spec=wanted
+    )
+    lock = keys.address("net", address)
+    if world.rules.request_compares_the_intent:
+        compares = [*compares, unchanged(keys.intent(uuid), mine)]
+    world.commit(
+        [*compares, Compare(keys.instance(uuid), mod_revision=0), Compare(lock, mod_revision=0)],
+        [
+            Delete(keys.intent(uuid)),
+            Put(keys.instance(uuid), instance),
+            Put(keys.assignment(provider, uuid), assignment),
+            Put(lock, AddressLock(interface_uuid=f"if-{uuid}", instance_uuid=uuid)),
+        ],
+    )
+
+
+def _give_up(world: World, uuid: str, mine: Entry) -> Steps:
+    yield "gives up"
+    try:
+        world.commit([unchanged(keys.intent(uuid), mine)], [Delete(keys.intent(uuid))])
+    except Unanswered:
+        return
+    except CompareFailed:
+        if world.etcd.get(keys.instance(uuid)) is not None:
+            return
+    yield "gave up its intent"
+    yield from _release(world, uuid)
+
+
+def _release(world: World, uuid: str, lease: Lease | None = None) -> Steps:
+    """Give a claim back: read its generation, write nothing with it. Two messages, so two steps."""
+    for _ in range(3):
+        held = world.placement.allocations.get(uuid)
+        if held is None:
+            return
+        yield "releases"
+        if lease is not None and not lease.is_held(world.now_s):
+            return
+        try:
+            world.to_placement(lambda generation=held.generation: world.placement.release(uuid, generation))
+        except RefusedError:
+            yield "release refused"
+        except Unanswered:
+            yield "release unanswered"
+        else:
+            return
+
+
+# --- eschedule: destroy ---
+
+
+def destroy(world: World, uuid: str) -> Steps:
+    """Mark the instance deleting and its assignment absent; wait; finish."""
+    etcd = world.etcd
+    for _ in range(3):
+        entry = etcd.get(keys.instance(uuid))
+        if entry is None:
+            return
+        value = entry.value
+        if value.state is State.DELETING:
+            break
+        key = keys.assignment(value.provider, uuid)
+        assignment = etcd.get(key)
+        yield "has read what to destroy"
+        generation = value.generation + 1
+        compares = [unchanged(keys.instance(uuid), entry)]
+        operations: list[Put | Delete] = [
+            Put(keys.instance(uuid), structs.replace(value, state=State.DELETING, generation=generation))
+        ]
+        if assignment is not None:
+            compares.append(unchanged(key, assignment))
+            absent = structs.replace(assignment.value, role=Role.ABSENT, generation=generation)
+            operations.append(Put(key, absent))
+        world.ordered.add(uuid)
+        try:
+            world.commit(compares, operations)
+        except CompareFailed:
+            continue
+        except Unanswered:
+            yield "destroy unanswered"
+            continue
+        break
+    for _ in range(POLLS):
+        yield "waits for gone"
+        yield from finish_one(world, uuid)
+
+
+# --- upkeep ---
+
+
+def finish_one(world: World, uuid: str, provider: str | None = None, guard: list[Compare] | None = None) -> Steps:
+    """As `ecompute.cluster.upkeep.finish.Finisher.finish` does."""
+    etcd, guard = world.etcd, guard or []
+    for _ in range(3):
+        instance = etcd.get(keys.instance(uuid))
+        host = instance.value.provider if instance is not None else provider
+        if host is None:
+            return
+        key = keys.assignment(host, uuid)
+        yield "has read the instance"
+        assignment = etcd.get(key)
+        yield "has read the assignment"
+        seen = etcd.get(keys.seen(host, uuid))
+        planned = _finish(world, instance, assignment, seen)
+        compares = [unchanged(keys.instance(uuid), instance), unchanged(key, assignment), *guard]
+        try:
+            if planned.act is Act.ORDER_REMOVAL and instance is not None:
+                yield "orders the removal"
+                world.commit(compares, [Put(key, _ordered(instance.value))])
+            elif planned.act is Act.MARK_FAILED and instance is not None and assignment is not None:
+                yield "marks it failed"
+                generation = instance.value.generation + 1
+                failed = structs.replace(
+                    instance.value, state=State.ERROR, error=planned.error, generation=generation
+                )
+                absent = structs.replace(assignment.value, role=Role.ABSENT, generation=generation)
+                world.commit(compares, [Put(keys.instance(uuid), failed), Put(key, absent)])
+                continue
+            elif planned.act in (Act.RELEASE, Act.RELEASE_AND_DELETE):
+                yield "is about to release"
+                yield from _release(world, uuid)
+                if planned.act is Act.RELEASE_AND_DELETE:
+                    yield "released"
+                    if uuid in world.placement.allocations:
+                        return
+                    world.commit(compares, _deletes(world, uuid, host, instance, assignment))
+        except CompareFailed:
+            yield "lost against another"
+            continue
+        except Unanswered:
+            return
+        return
+
+
+def _finish(world: World, instance: Entry | None, assignment: Entry | None, seen: Entry | None) -> FinishPlan:
+    report = None if seen is None else seen.value
+    if not world.rules.finish_waits_for_gone and instance is not None and instance.value.state is State.DELETING:
+        value = instance.value
+        report = Seen(
+            uuid=value.uuid,
+            generation=value.generation,
+            epoch=value.epoch,
+            state=State.DELETED,
+            is_gone=True,
+            reported_at="",
+        )
+    return finish(
+        None if instance is None else instance.value, None if assignment is None else assignment.value, report
+    )
+
+
+def _ordered(value: Instance) -> Assignment:
+    return Assignment(
+        uuid=value.uuid,
+        namespace=value.namespace,
+        name=value.name,
+        role=Role.ABSENT,
+        generation=value.generation,
+        epoch=value.epoch,
+        spec=value.spec,
+    )
+
+
+def _deletes(
+    world: World, uuid: str, host: str, instance: Entry | None, assignment: Entry | None
+) -> list[Put | Delete]:
+    known = instance if instance is not None else assignment
+    assert known is not None
+    gone = [keys.instance(uuid), keys.assignment(host, uuid), keys.seen(host, uuid)]
+    for interface in known.value.spec.interfaces:
+        for address in interface.addresses:
+            lock = world.etcd.get(keys.address("net", address.split("/")[0]))
+            if lock is not None and lock.value.instance_uuid == uuid:
+                gone.append(keys.address("net", address.split("/")[0]))
+    return [Delete(key) for key in gone]
+
+
+def upkeep(world: World, process: Process) -> Steps:
+    """Campaign for the lead; while it is held, finish and audit."""
+    etcd = world.etcd
+    before: Look | None = None
+    while True:
+        yield "campaigns"
+        if etcd.get(LEAD) is not None:
+            continue
+        lease = world.lease(process, LEAD_TTL_S)
+        try:
+            term = world.commit(
+                [Compare(LEAD, mod_revision=0)], [Put(LEAD, Lead(holder=process.name, since=""), lease.id)]
+            )
+        except (CompareFailed, Unanswered):
+            continue
+        guard = [Compare(LEAD, create_revision=term)] if world.rules.lead_checks_its_lease else []
+        checked = lease if world.rules.lead_checks_its_lease else None
+        while checked is None or checked.is_held(world.now_s):
+            yield "leads"
+            for uuid, provider in _in_hand(world):
+                yield from finish_one(world, uuid, provider, guard)
+            now = yield from _look(world)
+            found = leaks(before, now)
+            before = keep(before, now)
+            yield from _repair(world, process, found, guard, checked)
+
+
+def _in_hand(world: World) -> list[tuple[str, str]]:
+    wanted = [(keys.last(key), entry.value.provider) for key, entry in world.etcd.below(keys.INSTANCES).items()]
+    known = {uuid for uuid, _ in wanted}
+    for key in world.etcd.below(keys.HOSTS):
+        if keys.last(key) not in known:
+            wanted.append((keys.last(key), keys.parts(key)[1]))
+    return wanted
+
+
+def _look(world: World) -> Steps:
+    began_s = world.now_s
+    allocations = {
+        consumer: Held(frozenset({held.provider}), held.consumer_type)
+        for consumer, held in world.placement.allocations.items()
+    }
+    yield "has read placement"
+    etcd = world.etcd
+    intents = {keys.last(key): entry.mod_revision for key, entry in etcd.below(keys.INTENTS).items()}
+    yield "has read the intents"
+    instances = frozenset(keys.last(key) for key in etcd.below(keys.INSTANCES))
+    owned = {
+        key: Owned(entry.value.instance_uuid, entry.mod_revision)
+        for key, entry in etcd.below(keys.addresses("net")).items()
+    }
+    yield "has read the instances"
+    hosts = {}
+    for provider in HOSTS:
+        node = etcd.get(keys.node(provider))
+        guests = {keys.last(key) for key in etcd.below(keys.assignments(provider))}
+        guests |= {keys.last(key) for key, e in etcd.below(keys.seen_by(provider)).items() if not e.value.is_gone}
+        hosts[provider] = HostLook(
+            is_alive=etcd.get(keys.alive(provider)) is not None,
+            is_on_hold=node is None or node.value.hold is not None,
+            guests=frozenset(guests),
+        )
+    yield "has read the hosts"
+    return Look(
+        began_s=began_s,
+        ended_s=world.now_s,
+        allocations=allocations,
+        intents=intents,
+        instances=instances,
+        hosts=hosts,
+        owned=owned,
+    )
+
+
+def _repair(world: World, process: Process, found: Leaks, guard: list[Compare], lease: Lease | None) -> Steps:
+    deleted: set[str] = set()
+    if not world.rules.audit_deletes_the_intent_first:
+        for consumer in releases(found, frozenset(found.intents), frozenset(found.questions)):
+            yield from _release(world, consumer, lease)
+    for consumer, revision in found.intents.items():
+        yield "is about to delete an intent"
+        try:
+            world.commit(
+                [Compare(keys.intent(consumer), mod_revision=revision), *guard], [Delete(keys.intent(consumer))]
+            )
+        except (CompareFailed, Unanswered):
+            continue
+        deleted.add(consumer)
+    for key, revision in found.orphans.items():
+        yield "is about to delete an orphan"
+        try:
+            world.commit([Compare(key, mod_revision=revision), *guard], [Delete(key)])
+        except (CompareFailed, Unanswered):
+            continue
+    nothing_there: set[Question] = set()
+    for question in found.questions:
+        is_nothing = True
+        if world.rules.audit_asks_the_host:
+            is_nothing = yield from _ask(world, process, question)
+        if is_nothing:
+            nothing_there.add(question)
+    for consumer in releases(found, frozenset(deleted), frozenset(nothing_there)):
+        yield "is about to release a leak"
+        yield from _release(world, consumer, lease)
+
+
+def _ask(world: World, process: Process, question: Question) -> Steps:
+    yield "is about to ask"
+    lease = world.lease(process, ANSWER_TTL_S)
+    key = keys.operation(question.provider, f"q{lease.id}")
+    try:
+        world.commit(
+            [Compare(key, mod_revision=0)],
+            [Put(key, Operation(kind="presence", instance_uuid=question.consumer), lease.id)],
+        )
+    except (CompareFailed, Unanswered):
+        return False
+    for _ in range(POLLS):
+        yield "waits for an answer"
+        if not lease.is_held(world.now_s):
+            return False
+        entry = world.etcd.get(key)
+        if entry is None:
+            return False
+        if entry.value.answer is not None:
+            return entry.value.answer == NOTHING
+    return False

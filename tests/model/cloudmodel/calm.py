@@ -1,0 +1,108 @@
+"""No more faults: everything is revived and scheduled fairly. What is held after that is held for ever."""
+
+from __future__ import annotations
+
+from cloudmodel.actors import upkeep
+from cloudmodel.rules import Violated
+from cloudmodel.world import Fate, World
+
+from ecompute.cluster import keys
+from ecompute.cluster.documents import Role, State
+from ecompute.instances.plan import Phase
+
+ROUNDS = 7
+TURNS = 24
+LANE_STEPS = 30
+
+
+def calm_down(world: World) -> None:
+    """Let a fair schedule run for long enough, grace periods included."""
+    while world.in_flight:
+        world.deliver()
+    for process in world.processes:
+        process.is_paused = False
+    if not any(process.name.startswith("upkeep") and not process.is_done for process in world.processes):
+        world.spawn("upkeep of the end", lambda process: upkeep(world, process))
+    for host in world.hosts.values():
+        host.start()
+        assert host.daemon is not None
+        host.daemon.process.is_paused = False
+    for _ in range(ROUNDS):
+        let_a_round_pass(world, may_adopt=True)
+
+
+def let_a_round_pass(world: World, *, may_adopt: bool = False) -> None:
+    """Everybody who is not paused or killed gets their turns, and then half a minute passes."""
+    for host in world.hosts.values():
+        daemon = host.daemon
+        if daemon is None or daemon.process.is_paused:
+            continue
+        daemon.examine()
+        if daemon.hold is not None and may_adopt:
+            daemon.adopt()
+        daemon.heartbeat()
+    for turn in range(TURNS):
+        for process in list(world.processes):
+            if not process.is_done and not process.is_paused:
+                world.run(process, 4)
+        for host in world.hosts.values():
+            daemon = host.daemon
+            if daemon is None or daemon.process.is_paused:
+                continue
+            for uuid in sorted({e.value.instance_uuid for e in _questions(world, host.provider)}):
+                daemon.run(uuid, LANE_STEPS, Fate.FINE)
+                daemon.answer(uuid, 3, Fate.FINE)
+            if turn % 6 == 0:
+                for uuid in sorted(host.known()):
+                    daemon.run(uuid, LANE_STEPS, Fate.FINE)
+        world.check()
+    world.advance(31)
+
+
+def _questions(world: World, provider: str) -> list:  # type: ignore[type-arg]
+    asked = world.etcd.below(keys.operations(provider)).values()
+    return [entry for entry in asked if entry.value.answer is None]
+
+
+def check_the_end(world: World) -> None:
+    """Nothing is held for ever: what is still there is wanted by somebody, or reported to somebody."""
+    etcd = world.etcd
+    instances = {keys.last(key): entry.value for key, entry in etcd.below(keys.INSTANCES).items()}
+    reported = {keys.last(key) for key, e in etcd.below(keys.SEEN).items() if not e.value.is_gone}
+    used = {uuid for host in world.hosts.values() for uuid in host.domains.keys() | host.disks}
+    remembered = {
+        uuid
+        for host in world.hosts.values()
+        for uuid, record in host.records.items()
+        if record.phase is not Phase.REMOVED
+    }
+    for key in etcd.below(keys.INTENTS):
+        raise Violated("held for ever", f"{key}")
+    for uuid, instance in instances.items():
+        assignment = etcd.get(keys.assignment(instance.provider, uuid))
+        seen = etcd.get(keys.seen(instance.provider, uuid))
+        if instance.state is State.DELETING:
+            raise Violated("never deleted", f"{uuid}: {assignment}, {seen}")
+        if instance.state is State.ERROR and uuid in world.placement.allocations:
+            raise Violated("held for ever", f"{uuid} is in error and keeps its claim")
+        if instance.state is State.INITIAL and assignment is not None and assignment.value.role is Role.RUN:
+            state = None if seen is None else seen.value.state
+            if state not in (State.CREATED, State.ERROR):
+                raise Violated("never built", f"{uuid}: {seen}")
+    for uuid, claim in world.placement.allocations.items():
+        if uuid not in instances and uuid not in reported:
+            raise Violated("held for ever", f"the claim of {uuid} on {claim.provider}")
+    for uuid in used:
+        if uuid not in instances and uuid not in reported:
+            raise Violated("not reported", f"{uuid} is used and nobody is told")
+    for key, entry in etcd.below(keys.HOSTS).items():
+        if keys.last(key) not in instances and entry.value.role is Role.ABSENT:
+            raise Violated("held for ever", f"{key} is absent, and nobody deletes it")
+    for key in etcd.below(keys.SEEN):
+        uuid = keys.last(key)
+        if etcd.get(keys.assignment(keys.parts(key)[1], uuid)) is None and uuid not in used | remembered:
+            raise Violated("held for ever", f"{key} reports nothing")
+    for key, entry in etcd.below(keys.addresses("net")).items():
+        uuid = entry.value.instance_uuid
+        if uuid not in instances and uuid not in used | reported:
+            raise Violated("address leaked", f"{key} of {uuid}")

@@ -1,0 +1,85 @@
+"""Which host is asked first."""
+
+from __future__ import annotations
+
+import random
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eschedule.scheduler.rank import TOP, Ranked, free_share, rank
+
+SEEDS = st.integers(0, 2**64 - 1)
+
+
+@st.composite
+def lists(draw: st.DrawFn) -> list[Ranked]:
+    return [
+        Ranked(
+            index=index,
+            provider=draw(st.sampled_from("abcdefgh")),
+            free_share=draw(st.floats(0, 1)),
+            is_alive=draw(st.booleans()),
+        )
+        for index in range(draw(st.integers(0, 60)))
+    ]
+
+
+@given(lists(), SEEDS)
+def test_every_candidate_is_tried_once(candidates: list[Ranked], seed: int) -> None:
+    assert sorted(rank(candidates, seed), key=lambda c: c.index) == candidates
+
+
+@given(lists(), SEEDS, st.randoms())
+def test_the_order_of_the_question_does_not_matter(candidates: list[Ranked], seed: int, rng: random.Random) -> None:
+    shuffled = list(candidates)
+    rng.shuffle(shuffled)
+    assert rank(shuffled, seed) == rank(candidates, seed)
+
+
+@given(lists(), SEEDS)
+def test_the_seed_decides_alone(candidates: list[Ranked], seed: int) -> None:
+    assert rank(candidates, seed) == rank(candidates, seed)
+
+
+@given(lists(), SEEDS)
+def test_hosts_that_answer_come_first(candidates: list[Ranked], seed: int) -> None:
+    answers = [c.is_alive for c in rank(candidates, seed)]
+    assert answers == sorted(answers, reverse=True)
+
+
+@given(lists(), SEEDS)
+def test_behind_those_that_were_drawn_the_emptier_come_first(candidates: list[Ranked], seed: int) -> None:
+    alive = [c for c in rank(candidates, seed) if c.is_alive]
+    rest = [c.free_share for c in alive[TOP:]]
+    assert rest == sorted(rest, reverse=True)
+
+
+@given(lists(), SEEDS)
+def test_what_is_given_is_left_as_it_was(candidates: list[Ranked], seed: int) -> None:
+    before = list(candidates)
+    rank(candidates, seed)
+    assert candidates == before
+
+
+def test_equal_candidates_are_all_tried() -> None:
+    twins = [Ranked(index=0, provider="a", free_share=0.5, is_alive=True)] * 3
+    assert rank(twins, 1) == twins
+
+
+def test_a_thousand_schedulers_do_not_all_take_the_same_host_and_prefer_the_emptier() -> None:
+    candidates = [Ranked(index=i, provider=str(i), free_share=i / 10, is_alive=True) for i in range(4)]
+    first = [rank(candidates, seed)[0].index for seed in range(1000)]
+    counts = [first.count(i) for i in range(4)]
+    assert all(count > 20 for count in counts)
+    assert counts == sorted(counts)
+
+
+def test_the_scarcest_class_says_how_free_a_host_is() -> None:
+    assert free_share([(8, 0, 1), (1000, 900, 100), (100, 0, 1)]) == 0
+    assert free_share([(8, 4, 2), (1000, 0, 100)]) == 0.25
+
+
+@given(st.lists(st.tuples(st.floats(0, 1e6), st.integers(0, 10**6), st.integers(1, 10**6))))
+def test_a_share_is_a_share(room: list[tuple[float, int, int]]) -> None:
+    assert 0 <= free_share(room) <= 1
