@@ -1,7 +1,7 @@
-"""Finds what nobody holds any more: intents without a request, claims without an instance.
+"""Finds what nobody holds any more: intents without a request, claims and keys without an instance.
 
-What is a leak is decided in `decide.leaks`, from two looks of the same auditor; here the looks are
-taken and the decisions carried out. A look reads placement first and etcd after it, so that a claim
+What is a leak is decided in `decide.leaks`, from two looks of the same auditor (`looks`); here the
+decisions are carried out. A look reads placement first and etcd after it, so that a claim
 on its way is never seen without its intent or its instance. A claim is released only after its host
 has said that nothing of it is there.
 
@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING
 
 from ecompute.cluster import keys
 from ecompute.cluster.asking import NOTHING, PRESENCE, ask
-from ecompute.cluster.documents import Alive, Assignment, Instance, Intent, Node, Operation, Seen
-from ecompute.cluster.errors import CompareFailed, NotFound
+from ecompute.cluster.documents import Operation
+from ecompute.cluster.errors import CompareFailed
 from ecompute.cluster.store import Compare, Delete, Store, Versioned, unchanged
-from ecompute.cluster.upkeep.decide import Held, HostLook, Leaks, Look, Question, keep, leaks, releases
+from ecompute.cluster.upkeep.decide import Leaks, Look, Question, keep, leaks, releases
+from ecompute.cluster.upkeep.looks import take_full, take_short
 
 if TYPE_CHECKING:
     from ecompute.cluster.placement import Placement
@@ -57,7 +58,11 @@ class Audit:
         Raises:
             Unavailable: etcd or placement does not answer; call again.
         """
-        now = self._look(is_full=is_full)
+        now = (
+            take_full(self._store, self._placement, self._clock)
+            if is_full
+            else take_short(self._store, self._placement, self._clock)
+        )
         before = self._before[is_full]
         found = leaks(before, now)
         self._before[is_full] = keep(before, now)
@@ -65,12 +70,18 @@ class Audit:
             log.info("consumer %s in placement is not of a type of ours; it is left alone", consumer)
         for consumer in found.stranded:
             log.warning("claim %s belongs to nobody, and its host cannot say whether it is empty", consumer)
+        for uuid in found.unbacked:
+            log.error("instance %s has no allocation in placement (was it set back?); its guest is left alone", uuid)
         return self._repair(found)
 
     def _repair(self, found: Leaks) -> tuple[str, ...]:
         deleted = frozenset(
-            consumer for consumer, revision in found.intents.items() if self._delete(consumer, revision)
+            consumer
+            for consumer, revision in found.intents.items()
+            if self._delete(keys.intent(consumer), revision, "its writer has done nothing for a while")
         )
+        for key, revision in found.orphans.items():
+            self._delete(key, revision, "its instance is nowhere any more")
         nothing_there = frozenset(question for question in found.questions if self._is_nothing_there(question))
         released = releases(found, deleted, nothing_there)
         for consumer in released:
@@ -78,77 +89,17 @@ class Audit:
             log.warning("released claim %s: nobody held it", consumer)
         return released
 
-    def _delete(self, consumer: str, mod_revision: int) -> bool:
-        """Delete a stale intent; its writer, if it sleeps, cannot write its request any more."""
-        key = keys.intent(consumer)
+    def _delete(self, key: str, mod_revision: int, reason: str) -> bool:
+        """Delete a key that nobody has written since the look."""
+        as_read = Versioned(key, None, mod_revision, mod_revision, 0)
         try:
-            self._store.commit(
-                [unchanged(Versioned(key, None, mod_revision, mod_revision, 0)), *self._guard()], [Delete(key)]
-            )
+            self._store.commit([unchanged(as_read), *self._guard()], [Delete(key)])
         except CompareFailed:
             return False
-        log.warning("gave up intent %s: its writer has done nothing for a while", consumer)
+        log.warning("deleted %s: %s", key, reason)
         return True
 
     def _is_nothing_there(self, question: Question) -> bool:
         asked = Operation(kind=PRESENCE, instance_uuid=question.consumer)
         answered = ask(self._store, question.provider, asked, timeout_s=ANSWER_TIMEOUT_S)
         return answered is not None and answered.answer == NOTHING
-
-    def _look(self, *, is_full: bool) -> Look:
-        began_s = self._clock()
-        if is_full:
-            allocations = self._all_allocations()
-        else:
-            stale = [keys.last(key) for key in self._store.keys(keys.INTENTS)[0]]
-            allocations = self._allocations_of(stale)
-        intents = {keys.last(item.key): item.mod_revision for item in self._store.list(keys.INTENTS, Intent).items}
-        if is_full:
-            instances = frozenset(keys.last(key) for key in self._store.keys(keys.INSTANCES)[0])
-        else:
-            wanted = [keys.instance(consumer) for consumer in allocations]
-            instances = frozenset(keys.last(i.key) for i in self._store.get_many(wanted, Instance).items)
-        providers = {provider for held in allocations.values() for provider in held.providers}
-        unclaimed = allocations.keys() - instances
-        return Look(
-            began_s=began_s,
-            ended_s=self._clock(),
-            allocations=allocations,
-            intents=intents,
-            instances=instances,
-            hosts=self._hosts(providers if unclaimed else set(), unclaimed),
-        )
-
-    def _all_allocations(self) -> dict[str, Held]:
-        consumers: set[str] = set()
-        for provider in self._placement.providers():
-            try:
-                consumers |= set(self._placement.provider_allocations(provider.uuid))
-            except NotFound:
-                continue  # removed meanwhile
-        instances = {keys.last(key) for key in self._store.keys(keys.INSTANCES)[0]}
-        # What has an instance is no leak: one look at each of the others tells its type.
-        return self._allocations_of(sorted(consumers - instances))
-
-    def _allocations_of(self, consumers: list[str]) -> dict[str, Held]:
-        held = {}
-        for consumer in consumers:
-            found = self._placement.allocations(consumer)
-            if found.allocations:
-                held[consumer] = Held(frozenset(found.allocations), found.consumer_type or "")
-        return held
-
-    def _hosts(self, providers: set[str], consumers: set[str]) -> dict[str, HostLook]:
-        hosts = {}
-        for provider in sorted(providers):
-            alive = self._store.get(keys.alive(provider), Alive)
-            node = self._store.get(keys.node(provider), Node)
-            assigned = self._store.get_many([keys.assignment(provider, c) for c in sorted(consumers)], Assignment)
-            reported = self._store.get_many([keys.seen(provider, c) for c in sorted(consumers)], Seen)
-            hosts[provider] = HostLook(
-                is_alive=alive is not None,
-                is_on_hold=node is None or node.value.hold is not None,
-                guests=frozenset(item.value.uuid for item in assigned.items)
-                | frozenset(item.value.uuid for item in reported.items if not item.value.is_gone),
-            )
-        return hosts

@@ -1,0 +1,148 @@
+"""Takes the auditor's looks: placement first, then etcd.
+
+In this order a claim on its way is never seen without its intent or its instance.
+
+The *short* look is for intents, which are few, and the claims they announced. The *full* one asks
+placement for the allocations of every provider, one request a provider, and asks the type of those
+consumers alone that have no instance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from ecompute.cluster import keys
+from ecompute.cluster.documents import (
+    AddressLock,
+    Alive,
+    Assignment,
+    Instance,
+    Intent,
+    Name,
+    Node,
+    Port,
+    Seen,
+    State,
+)
+from ecompute.cluster.errors import NotFound
+from ecompute.cluster.events import INSTANCE
+from ecompute.cluster.store import Store
+from ecompute.cluster.upkeep.decide import OUR_CONSUMERS, Held, HostLook, Look, Owned
+
+if TYPE_CHECKING:
+    from ecompute.cluster.placement import Placement
+
+
+def take_short(store: Store, placement: Placement, clock: Callable[[], float]) -> Look:
+    """Return a look at the intents and their claims.
+
+    Raises:
+        Unavailable: etcd or placement does not answer.
+    """
+    began_s = clock()
+    announced = [keys.last(key) for key in store.keys(keys.INTENTS)[0]]
+    allocations = _allocations_of(placement, announced)
+    intents = _intents(store)
+    found = store.get_many([keys.instance(consumer) for consumer in allocations], Instance)
+    instances = frozenset(item.value.uuid for item in found.items)
+    return Look(
+        began_s=began_s,
+        ended_s=clock(),
+        allocations=allocations,
+        intents=intents,
+        instances=instances,
+        hosts=_hosts(store, _providers(allocations, allocations.keys() - instances), allocations.keys() - instances),
+    )
+
+
+def take_full(store: Store, placement: Placement, clock: Callable[[], float]) -> Look:
+    """Return a look at everything that goes with instances.
+
+    Raises:
+        Unavailable: etcd or placement does not answer.
+    """
+    began_s = clock()
+    holders_of: dict[str, set[str]] = {}
+    for provider in placement.providers():
+        try:
+            for consumer in placement.provider_allocations(provider.uuid):
+                holders_of.setdefault(consumer, set()).add(provider.uuid)
+        except NotFound:
+            continue  # removed meanwhile
+    intents = _intents(store)
+    instances = {item.value.uuid: item.value.state for item in store.list(keys.INSTANCES, Instance).items}
+    allocations = _allocations_of(placement, sorted(holders_of.keys() - instances.keys()))
+    allocations |= {
+        consumer: Held(frozenset(providers), OUR_CONSUMERS)  # whose instance we know, it is one of ours
+        for consumer, providers in holders_of.items()
+        if consumer in instances
+    }
+    owned, hosts_of = _owned(store)
+    nowhere = {o.instance_uuid for o in owned.values()} - instances.keys() - intents.keys()
+    unclaimed = (allocations.keys() - instances.keys()) | nowhere
+    providers = _providers(allocations, unclaimed) | {hosts_of[uuid] for uuid in nowhere if uuid in hosts_of}
+    hosts = _hosts(store, providers, unclaimed)
+    # A host that cannot answer may still run what its keys are about: those are not looked at.
+    mute = {uuid for uuid in nowhere if uuid not in hosts_of or not hosts[hosts_of[uuid]].can_answer}
+    return Look(
+        began_s=began_s,
+        ended_s=clock(),
+        allocations=allocations,
+        intents=intents,
+        instances=frozenset(instances),
+        holders=frozenset(uuid for uuid, state in instances.items() if state is State.INITIAL),
+        hosts=hosts,
+        owned={key: owner for key, owner in owned.items() if owner.instance_uuid not in mute},
+    )
+
+
+def _intents(store: Store) -> dict[str, int]:
+    return {keys.last(item.key): item.mod_revision for item in store.list(keys.INTENTS, Intent).items}
+
+
+def _allocations_of(placement: Placement, consumers: list[str]) -> dict[str, Held]:
+    held = {}
+    for consumer in consumers:
+        found = placement.allocations(consumer)
+        if found.allocations:
+            held[consumer] = Held(frozenset(found.allocations), found.consumer_type)
+    return held
+
+
+def _providers(allocations: dict[str, Held], consumers: set[str]) -> set[str]:
+    return {provider for consumer in consumers & allocations.keys() for provider in allocations[consumer].providers}
+
+
+def _owned(store: Store) -> tuple[dict[str, Owned], dict[str, str]]:
+    """Return the keys that go with instances, and {instance: provider} as the ports say."""
+    owned: dict[str, Owned] = {}
+    hosts_of: dict[str, str] = {}
+    networks = {keys.parts(key)[1] for key in store.keys(keys.NETWORKS)[0]}
+    for network in sorted(networks):
+        for port in store.list(keys.ports(network), Port).items:
+            owned[port.key] = Owned(port.value.instance_uuid, port.mod_revision)
+            hosts_of[port.value.instance_uuid] = port.value.provider
+        for lock in store.list(keys.addresses(network), AddressLock).items:
+            owned[lock.key] = Owned(lock.value.instance_uuid, lock.mod_revision)
+    for name in store.list(keys.NAMES, Name).items:
+        if keys.parts(name.key)[2] == INSTANCE:
+            owned[name.key] = Owned(name.value.uuid, name.mod_revision)
+    return owned, hosts_of
+
+
+def _hosts(store: Store, providers: set[str], consumers: set[str]) -> dict[str, HostLook]:
+    """Return what etcd says of ``providers``, as far as ``consumers`` go."""
+    hosts = {}
+    for provider in sorted(providers):
+        alive = store.get(keys.alive(provider), Alive)
+        node = store.get(keys.node(provider), Node)
+        assigned = store.get_many([keys.assignment(provider, c) for c in sorted(consumers)], Assignment)
+        reported = store.get_many([keys.seen(provider, c) for c in sorted(consumers)], Seen)
+        hosts[provider] = HostLook(
+            is_alive=alive is not None,
+            is_on_hold=node is None or node.value.hold is not None,
+            guests=frozenset(item.value.uuid for item in assigned.items)
+            | frozenset(item.value.uuid for item in reported.items if not item.value.is_gone),
+        )
+    return hosts
