@@ -16,6 +16,7 @@ from typing import TypeVar
 
 import msgspec
 
+from ecompute.cluster.decoding import from_json
 from ecompute.cluster.errors import CloudError, NewerSchema
 
 SCHEMA = 1
@@ -62,7 +63,7 @@ def decode(data: bytes, kind: type[T], key: str = "") -> T:
         Unreadable: it is not JSON, or not of that kind.
     """
     try:
-        return msgspec.json.decode(data, type=kind)
+        return from_json(data, kind)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Unreadable(f"{key or kind.__name__} is not a {kind.__name__}: {error}") from error
 

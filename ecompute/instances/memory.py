@@ -18,6 +18,7 @@ from typing import TypeVar
 
 import msgspec
 
+from ecompute.cluster.decoding import from_json
 from ecompute.cluster.errors import StorageError
 from ecompute.instances.terms import Phase, Record
 
@@ -100,7 +101,7 @@ class Memory:
 
 def _read(path: Path, kind: type[T]) -> T:
     try:
-        return msgspec.json.decode(path.read_bytes(), type=kind)
+        return from_json(path.read_bytes(), kind)
     except (OSError, msgspec.DecodeError) as error:
         raise StorageError(
             f"{path} cannot be read: {error}",

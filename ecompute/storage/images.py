@@ -33,6 +33,7 @@ from typing import Literal
 
 import msgspec
 
+from ecompute.cluster.decoding import from_json
 from ecompute.cluster.documents import timestamp
 from ecompute.cluster.errors import Cancelled, CloudError, StorageError, Unavailable
 from ecompute.storage import partial
@@ -332,7 +333,7 @@ class ImageCache:
 
     def _entry(self, path: Path) -> _Entry | None:
         try:
-            return msgspec.json.decode(path.read_bytes(), type=_Entry)
+            return from_json(path.read_bytes(), _Entry)
         except (OSError, msgspec.DecodeError, UnicodeDecodeError):
             return None  # absent or damaged: the image is fetched anew
 

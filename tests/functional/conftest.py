@@ -133,6 +133,7 @@ class Link:
         self._answers_flow = threading.Event()
         self._answers_flow.set()
         self._marker: bytes | None = None
+        self._is_lost = False
         self.endpoint = f"127.0.0.1:{self._listener.getsockname()[1]}"
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -154,9 +155,14 @@ class Link:
         """Let questions through and keep what etcd answers."""
         self._answers_flow.clear()
 
-    def hold_answers_after(self, marker: bytes) -> None:
-        """Keep what etcd answers from the moment a question holds ``marker``; that question gets through."""
+    def hold_answers_after(self, marker: bytes, *, is_lost: bool = False) -> None:
+        """Keep what etcd answers from the moment a question holds ``marker``.
+
+        Args:
+            is_lost: that question does not get through either; its connection is of no use then: `cut` it.
+        """
         self._marker = marker
+        self._is_lost = is_lost
 
     def close(self) -> None:
         self.cut()
@@ -181,20 +187,22 @@ class Link:
                 threading.Thread(target=self._pump, args=(*pair, self._question), daemon=True).start()
                 threading.Thread(target=self._pump, args=(*reversed(pair), self._answer), daemon=True).start()
 
-    def _question(self, data: bytes) -> None:
+    def _question(self, data: bytes) -> bytes:
         if self._marker is not None and self._marker in data:
             self._marker = None
             self._answers_flow.clear()
+            return b"" if self._is_lost else data
+        return data
 
-    def _answer(self, data: bytes) -> None:
+    def _answer(self, data: bytes) -> bytes:
         self._answers_flow.wait()
+        return data
 
     @classmethod
-    def _pump(cls, source: socket.socket, sink: socket.socket, before: Callable[[bytes], None]) -> None:
+    def _pump(cls, source: socket.socket, sink: socket.socket, through: Callable[[bytes], bytes]) -> None:
         with contextlib.suppress(OSError, ValueError):
             while data := source.recv(1 << 16):
-                before(data)
-                sink.sendall(data)
+                sink.sendall(through(data))
         cls._shut((source, sink))
 
     @staticmethod

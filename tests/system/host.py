@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import subprocess
 import time
 from collections.abc import Callable
@@ -50,6 +51,9 @@ class Host:
         self.directory = directory
         self.netns, self.address = underlay.add()
         directory.mkdir(parents=True)
+        self._probed = directory.parents[1] / "libvirt-cache"
+        if self._probed.exists():
+            shutil.copytree(self._probed, directory / "libvirt" / "cache" / "qemu")
         self.libvirtd = start_libvirtd(directory / "libvirt", netns=self.netns)
         self.state = directory / "state"
         own = {"name": name, "state_dir": str(self.state), "libvirt": self.libvirtd.uri, "underlay": self.address}
@@ -68,6 +72,15 @@ class Host:
         self._daemon = Daemon(self.directory, netns=self.netns, env=env).start()
         if wait and failpoint is None:
             wait_until_open(self._daemon)
+            self._keep_what_libvirt_has_probed()
+
+    def _keep_what_libvirt_has_probed(self) -> None:
+        """Looking at what QEMU can do takes libvirt a second or two: once a run is enough."""
+        if not self._probed.exists():
+            new = self._probed.with_name(f"libvirt-cache.{self.netns}")
+            shutil.copytree(self.directory / "libvirt" / "cache" / "qemu", new)
+            with contextlib.suppress(OSError):  # another host was first
+                new.rename(self._probed)
 
     def stop(self) -> int | None:
         """Ask the daemon to end (SIGTERM) and wait for it; return its exit status."""

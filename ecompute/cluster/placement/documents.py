@@ -17,6 +17,7 @@ from uuid import UUID
 
 import msgspec
 
+from ecompute.cluster.decoding import from_json
 from ecompute.cluster.errors import InvalidInput, one_line
 
 MAX_INT = 2**31 - 1
@@ -36,7 +37,7 @@ def decode(body: bytes, kind: type[T]) -> T:
     Raises:
         msgspec.DecodeError: it is something else.
     """
-    return msgspec.json.decode(body, type=kind)
+    return from_json(body, kind)
 
 
 def checked_uuid(text: str) -> str:

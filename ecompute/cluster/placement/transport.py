@@ -31,6 +31,7 @@ import msgspec
 import requests
 from requests.adapters import HTTPAdapter
 
+from ecompute.cluster.decoding import from_json
 from ecompute.cluster.documents import timestamp
 from ecompute.cluster.errors import (
     CloudError,
@@ -102,7 +103,7 @@ class _Errors(msgspec.Struct):
 
 def _error_of(body: bytes) -> _Error:
     try:
-        error = msgspec.json.decode(body, type=_Errors).errors[0]
+        error = from_json(body, _Errors).errors[0]
     except (msgspec.DecodeError, UnicodeDecodeError, IndexError):
         return _Error()
     # The first paragraph of a detail is what HTTP says of every such status.

@@ -347,6 +347,8 @@ def upkeep(world: World, process: Process) -> Steps:
                 [Compare(LEAD, mod_revision=0)], [Put(LEAD, Lead(holder=process.name, since=""), lease.id)]
             )
         except (CompareFailed, Unanswered):
+            # It may be written: kept alive, it would be the lead of nobody, for ever.
+            world.drop(lease)
             continue
         guard = [Compare(LEAD, create_revision=term)] if world.rules.lead_checks_its_lease else []
         checked = lease if world.rules.lead_checks_its_lease else None
@@ -443,20 +445,19 @@ def _ask(world: World, process: Process, question: Question) -> Steps:
     yield "is about to ask"
     lease = world.lease(process, ANSWER_TTL_S)
     key = keys.operation(question.provider, f"q{lease.id}")
+    answer = None
     try:
         world.commit(
             [Compare(key, mod_revision=0)],
             [Put(key, Operation(kind="presence", instance_uuid=question.consumer), lease.id)],
         )
+        for _ in range(POLLS):
+            yield "waits for an answer"
+            entry = world.etcd.get(key)
+            answer = None if entry is None else entry.value.answer
+            if entry is None or answer is not None or not lease.is_held(world.now_s):
+                break
     except (CompareFailed, Unanswered):
-        return False
-    for _ in range(POLLS):
-        yield "waits for an answer"
-        if not lease.is_held(world.now_s):
-            return False
-        entry = world.etcd.get(key)
-        if entry is None:
-            return False
-        if entry.value.answer is not None:
-            return entry.value.answer == NOTHING
-    return False
+        pass
+    world.drop(lease)
+    return answer == NOTHING

@@ -32,7 +32,7 @@ def calm_down(world: World) -> None:
 
 
 def let_a_round_pass(world: World, *, may_adopt: bool = False) -> None:
-    """Everybody who is not paused or killed gets their turns, and then half a minute passes."""
+    """Everybody who is not paused or killed gets their turns, and then a minute passes."""
     for host in world.hosts.values():
         daemon = host.daemon
         if daemon is None or daemon.process.is_paused:
@@ -56,7 +56,7 @@ def let_a_round_pass(world: World, *, may_adopt: bool = False) -> None:
                 for uuid in sorted(host.known()):
                     daemon.run(uuid, LANE_STEPS, Fate.FINE)
         world.check()
-    world.advance(31)
+    world.advance(61)
 
 
 def _questions(world: World, provider: str) -> list:  # type: ignore[type-arg]

@@ -86,7 +86,7 @@ class World:
     by_hand: set[str] = field(default_factory=set)
     """Instances whose keys or guest somebody has laid hands on."""
     hidden: set[str] = field(default_factory=set)
-    """Instances whose disk was once moved away by hand: destroyed meanwhile, it may come back."""
+    """Instances whose disk was once moved away by hand: rubbish meanwhile, it may come back."""
     was_set_back: bool = False
     """Whether etcd ever lost anything."""
 
@@ -154,6 +154,10 @@ class World:
         self.leases.append(lease)
         return lease
 
+    def drop(self, lease: Lease) -> None:
+        """Keep it alive no more."""
+        self.leases = [other for other in self.leases if other is not lease]
+
     # --- time and disasters ---
 
     def advance(self, seconds: float) -> None:
@@ -191,7 +195,8 @@ class World:
             raise Violated("released in use", f"{consumer} is on {host.provider}: {host.look(consumer)}")
 
     def _is_excused(self, uuid: str) -> bool:
-        return uuid in self.unbacked or (uuid in self.hidden and uuid in self.ordered)
+        is_rubbish = uuid in self.ordered or uuid not in self.started
+        return uuid in self.unbacked or (uuid in self.hidden and is_rubbish)
 
     def check(self) -> None:
         """Look at everything at once."""

@@ -1,0 +1,227 @@
+"""Launches at the same time as other launches, operators and audits."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from ecompute.cluster import keys
+from ecompute.cluster.documents import AddressLock, Incarnation, Instance, Network, Port, Vni
+from ecompute.cluster.errors import CloudError, Conflict, NoRoom
+from ecompute.cluster.store import Delete, Put, Store
+from eschedule.cloud.connection import Cloud
+from eschedule.scheduler.launch import Launched, Launcher
+
+SCHEDULERS = 16
+
+
+def launch_at_once(
+    make_cloud: Callable[[], Cloud], requests: list[Any], *, at_once: int
+) -> list[Launched | CloudError]:
+    """Launch ``requests``, ``at_once`` at a time, each as a scheduler of its own would."""
+
+    def one(request: Any, cloud: Cloud) -> Launched | CloudError:
+        try:
+            return Launcher(cloud).launch(request)
+        except CloudError as error:
+            return error
+
+    clouds = [make_cloud() for _ in range(at_once)]
+    with ThreadPoolExecutor(at_once) as pool:
+        return list(pool.map(one, requests, [clouds[i % at_once] for i in range(len(requests))]))
+
+
+def test_of_sixteen_launches_for_the_last_slot_just_one_gets_it(
+    store: Store,
+    make_cloud: Callable[[], Cloud],
+    make_host: Callable[..., Any],
+    make_request: Callable[..., Any],
+) -> None:
+    host = make_host(vcpus=1)
+    results = launch_at_once(make_cloud, [make_request() for _ in range(SCHEDULERS)], at_once=SCHEDULERS)
+    launched = [result for result in results if isinstance(result, Launched)]
+    assert len(launched) == 1
+    assert all(isinstance(result, NoRoom) for result in results if result is not launched[0])
+    assert host.claims().keys() == {launched[0].uuid}
+    assert [keys.last(key) for key in store.keys(keys.INSTANCES)[0]] == [launched[0].uuid]
+    assert [keys.last(key) for key in store.keys(keys.assignments(host.provider))[0]] == [launched[0].uuid]
+    assert store.keys(keys.INTENTS)[0] == []
+
+
+def test_of_eight_first_launches_one_makes_the_default_network(
+    store: Store,
+    make_cloud: Callable[[], Cloud],
+    make_host: Callable[..., Any],
+    make_request: Callable[..., Any],
+) -> None:
+    hosts = [make_host(), make_host()]
+    results = launch_at_once(make_cloud, [make_request() for _ in range(8)], at_once=8)
+    assert [result for result in results if not isinstance(result, Launched)] == []
+    networks = [item.value for item in store.list(keys.NETWORKS, Network).items if len(keys.parts(item.key)) == 2]
+    assert len(networks) == 1
+    network = networks[0]
+    assert [item.value for item in store.list(keys.VNIS, Vni).items] == [Vni(network_uuid=network.uuid)]
+    assert store.keys(keys.named("system", "network", "default"))[0] == [
+        keys.name("system", "network", "default", network.uuid)
+    ]
+    members = {keys.last(key) for key in store.keys(keys.network_hosts(network.uuid))[0]}
+    assert members == {host.provider for host in hosts if host.claims()}
+
+
+def test_no_address_is_given_twice_and_every_one_has_its_lock_and_port(
+    settings: Any,
+    store: Store,
+    make_host: Callable[..., Any],
+    make_request: Callable[..., Any],
+) -> None:
+    import dataclasses
+    import ipaddress
+
+    make_host(vcpus=32), make_host(vcpus=32)
+    small = dataclasses.replace(settings, default_network=ipaddress.IPv4Network("10.9.0.0/28"))
+    clouds = [Cloud(small) for _ in range(8)]
+    try:
+        results = launch_at_once(iter(clouds).__next__, [make_request() for _ in range(20)], at_once=8)
+    finally:
+        for cloud in clouds:
+            cloud.close()
+    launched = [result for result in results if isinstance(result, Launched)]
+    # 14 addresses, one of them the gateway's.
+    assert len(launched) == 13
+    assert Counter(address for one in launched for address in one.addresses).most_common(1)[0][1] == 1
+    network = next(item.value for item in store.list(keys.NETWORKS, Network).items if len(keys.parts(item.key)) == 2)
+    locks = {keys.last(item.key): item.value for item in store.list(keys.addresses(network.uuid), AddressLock).items}
+    ports = [item.value for item in store.list(keys.ports(network.uuid), Port).items]
+    assert {ip: lock.instance_uuid for ip, lock in locks.items()} == {
+        one.addresses[0].split("/")[0]: one.uuid for one in launched
+    }
+    assert {port.interface_uuid: port.addresses[0].split("/")[0] for port in ports} == {
+        lock.interface_uuid: ip for ip, lock in locks.items()
+    }
+    assert network.gateway not in locks
+
+
+def test_every_network_has_a_vni_of_its_own(
+    store: Store,
+    make_cloud: Callable[[], Cloud],
+    make_host: Callable[..., Any],
+    make_request: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Out of so few, most first draws are taken.
+    monkeypatch.setattr("eschedule.cloud.networks.VNI_LAST", 4096 + 7)
+    make_host(vcpus=32)
+    results = launch_at_once(make_cloud, [make_request(namespace=f"team-{i}") for i in range(6)], at_once=6)
+    assert [result for result in results if not isinstance(result, Launched)] == []
+    networks = [item.value for item in store.list(keys.NETWORKS, Network).items if len(keys.parts(item.key)) == 2]
+    assert len({network.vni for network in networks}) == len(networks) == 6
+    assert {int(keys.last(item.key)): item.value.network_uuid for item in store.list(keys.VNIS, Vni).items} == {
+        network.vni: network.uuid for network in networks
+    }
+
+
+def on_telling(act: Callable[[], object], times: int = 1) -> Callable[[str], None]:
+    """Return an ``on_step`` that acts between the claim and the request, so many times."""
+    left = [times]
+
+    def step(text: str) -> None:
+        if text.startswith("telling") and left[0]:
+            left[0] -= 1
+            act()
+
+    return step
+
+
+def test_a_host_drained_between_claim_and_request_is_passed_over_and_its_claim_given_back(
+    store: Store, cloud: Cloud, make_host: Callable[..., Any], make_request: Callable[..., Any]
+) -> None:
+    hosts = {host.provider: host for host in (make_host(), make_host())}
+    drained: list[str] = []
+
+    def drain() -> None:
+        provider = next(provider for provider, host in hosts.items() if host.claims())
+        hosts[provider].drain()
+        drained.append(provider)
+
+    refused: list[str] = []
+    launched = Launcher(cloud, on_step=on_telling(drain), on_refused=refused.append).launch(make_request())
+    assert launched.provider not in drained
+    assert refused == [f"{drained[0]} takes nothing new"]
+    assert hosts[drained[0]].claims() == {}
+    assert store.keys(keys.assignments(drained[0]))[0] == []
+    assert hosts[launched.provider].claims().keys() == {launched.uuid}
+
+
+def test_where_the_only_host_is_drained_meanwhile_there_is_no_room_and_nothing_stays(
+    cloud: Cloud, make_host: Callable[..., Any], make_request: Callable[..., Any], store: Store
+) -> None:
+    host = make_host()
+    with pytest.raises(NoRoom):
+        Launcher(cloud, on_step=on_telling(host.drain)).launch(make_request())
+    assert host.claims() == {}
+    assert store.keys(keys.INTENTS)[0] == store.keys(keys.INSTANCES)[0] == store.keys(keys.HOSTS)[0] == []
+
+
+def test_a_host_that_reports_other_facts_meanwhile_is_read_again(
+    cloud: Cloud, make_host: Callable[..., Any], make_request: Callable[..., Any]
+) -> None:
+    host = make_host()
+    launched = Launcher(cloud, on_step=on_telling(host.node, times=3)).launch(make_request())
+    assert host.claims().keys() == {launched.uuid}
+
+
+def test_an_intent_that_the_audit_has_taken_ends_the_launch_cleanly(
+    store: Store, cloud: Cloud, make_host: Callable[..., Any], make_request: Callable[..., Any]
+) -> None:
+    host = make_host()
+
+    def take() -> None:
+        (key,) = store.keys(keys.INTENTS)[0]
+        store.commit([], [Delete(key)])
+
+    with pytest.raises(Conflict, match="took too long and was given up for dead; launch it again"):
+        Launcher(cloud, on_step=on_telling(take)).launch(make_request())
+    assert host.claims() == {}
+    assert store.keys(keys.INSTANCES)[0] == store.keys(keys.INTENTS)[0] == store.keys(keys.HOSTS)[0] == []
+
+
+def test_a_restore_in_between_ends_the_launch_cleanly(
+    store: Store, cloud: Cloud, make_host: Callable[..., Any], make_request: Callable[..., Any]
+) -> None:
+    host = make_host()
+
+    def restore() -> None:
+        other = Incarnation(id="11111111-1111-1111-1111-111111111111", made_by="a restore", made_at="")
+        store.commit([], [Put(keys.INCARNATION, other)])
+
+    with pytest.raises(Conflict):
+        Launcher(cloud, on_step=on_telling(restore)).launch(make_request())
+    assert host.claims() == {}
+    assert store.keys(keys.INSTANCES)[0] == store.keys(keys.INTENTS)[0] == []
+
+
+def test_an_interrupt_between_claim_and_request_gives_both_back(
+    store: Store, cloud: Cloud, make_host: Callable[..., Any], make_request: Callable[..., Any]
+) -> None:
+    host = make_host()
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Launcher(cloud, on_step=on_telling(interrupt)).launch(make_request())
+    assert host.claims() == {}
+    assert store.keys(keys.INTENTS)[0] == []
+
+
+def test_two_launches_of_one_name_are_two_instances(
+    store: Store, cloud: Cloud, make_host: Callable[..., Any], make_request: Callable[..., Any]
+) -> None:
+    make_host()
+    first, second = (Launcher(cloud).launch(make_request(name="web-1")) for _ in range(2))
+    assert first.uuid != second.uuid
+    assert len(store.list(keys.INSTANCES, Instance).items) == 2
