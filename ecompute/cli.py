@@ -62,7 +62,7 @@ def run(settings: Settings, verbose: bool) -> None:
     sys.exit(Daemon(config.load(config.find(settings.config))).run())
 
 
-@cli.command()
+@cli.command(short_help="Run a whole cloud on this machine, with nothing to configure.")
 @click.option(
     "--directory",
     type=click.Path(path_type=Path, file_okay=False),
@@ -131,7 +131,7 @@ def check(settings: Settings) -> None:
     sys.exit(0 if is_fine else 1)
 
 
-@cli.command()
+@cli.command(short_help="End a hold: take the data in etcd for this host's own.")
 @click.confirmation_option(prompt="Have you made sure that etcd's data and this host's guests belong together?")
 @click.pass_obj
 def adopt(settings: Settings) -> None:

@@ -57,12 +57,12 @@ from ecompute.storage.images import ImageCache
 EXIT_STUCK = 75
 """Too many lanes hang: start me anew (EX_TEMPFAIL)."""
 
-UPKEEP_PERIOD_S = 60.0
+UPKEEP_PERIOD_S = 600.0
 STOP_TIMEOUT_S = 60.0
 FIRST_RETRY_S = 0.5
 LAST_RETRY_S = 15.0
 LOOK_PERIOD_S = 0.25
-OPEN_RETRY_S = 5.0
+RETRY_S = 5.0
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -152,6 +152,7 @@ class Daemon:
             witness=hold.witness,
             on_exhausted=self._exhausted,
             release_thread=hypervisor.release_thread,
+            has_claim=lambda uuid: provider in placement.allocations(uuid).allocations,
             rng=self._rng,
         )
         registrar = Registrar(placement, config, provider, self._name)
@@ -226,8 +227,8 @@ class Daemon:
         tried = -math.inf
         while not self._stopping.wait(LOOK_PERIOD_S):
             now = time.monotonic()
-            is_to_open = not host.is_open and not host.is_held and instances.has_converged()
-            if changed.is_set() or (is_to_open and now - tried >= OPEN_RETRY_S):
+            is_due = not host.is_settled or (not host.is_open and not host.is_held and instances.has_converged())
+            if changed.is_set() or (is_due and now - tried >= RETRY_S):
                 changed.clear()
                 tried = now
                 upkeep.wake()
@@ -272,6 +273,8 @@ class _Host:
         self._disk_directory = disk_directory
         self._node = node
         self.is_open = False
+        self.is_settled = False
+        """Whether the last `keep` went through."""
 
     @property
     def is_held(self) -> bool:
@@ -282,6 +285,7 @@ class _Host:
 
         The host is opened for claims once everything was gone through and nothing is on hold.
         """
+        self.is_settled = False
         before = self._hold.reason
         reason = self._hold.examine()
         if before is not None and reason is None:
@@ -293,6 +297,7 @@ class _Host:
         if self.is_open is is_closed:
             log.info("the host %s", "takes no new instances" if is_closed else "is open for new instances")
         self.is_open = not is_closed
+        self.is_settled = True
 
     def close(self) -> None:
         """Reserve the VCPU, so that nothing new is sent here."""

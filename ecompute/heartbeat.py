@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from ecompute.cluster import keys
 from ecompute.cluster.documents import Alive, timestamp
-from ecompute.cluster.errors import CompareFailed, Unavailable
+from ecompute.cluster.errors import CompareFailed, Conflict, Unavailable
 from ecompute.cluster.periodic import Periodic
 from ecompute.cluster.store import Lease, Put, Store, absent
 
@@ -52,15 +52,17 @@ class Heartbeat:
         with self._lock:
             if self._lease is not None and self._lease.is_held:
                 return
-        try:
-            lease = self._store.lease(TTL_S, on_lost=self._periodic.wake)
-        except Unavailable:
-            return
-        # Another daemon of this provider, or this one's former life, may still hold the key.
+        lease = self._store.lease(TTL_S, on_lost=self._periodic.wake)
         try:
             self._store.commit([absent(self._key)], [Put(self._key, self._alive, lease=lease.id)])
-        except (CompareFailed, Unavailable):
+        except CompareFailed as error:
             lease.revoke()
-            return
+            raise Conflict(
+                f"{self._key} is there already",
+                hint="it is this host's former life, and ends within 30 s, or another daemon with this uuid",
+            ) from error
+        except Unavailable:
+            lease.revoke()
+            raise
         with self._lock:
             self._lease = lease

@@ -7,7 +7,7 @@ nothing, reports why, and takes no new claims, until an operator has seen to it.
 
 A host that never belonged to a cluster begins one where there is none; no other host does.
 
-`examine` is called by one thread at a time; `reason` may be read by any.
+Safe from several threads: what is known is read, judged and written under one lock.
 """
 
 from __future__ import annotations
@@ -74,13 +74,15 @@ class Hold:
 
     @property
     def reason(self) -> str | None:
+        """Why this host holds, or ``None``."""
         return self._reason
 
     def suspect(self, reason: str) -> None:
-        """Hold from now on, because etcd was seen to go back: it does not come forward again."""
-        if self._known is not None:
-            self._keep(structs.replace(self._known, hold=reason))
-        self._set(reason)
+        """Hold from now on, because etcd was seen to go back: only `adopt` ends it."""
+        with self._lock:
+            if self._known is not None:
+                self._keep(structs.replace(self._known, hold=reason))
+            self._set(reason)
 
     def examine(self) -> str | None:
         """Look at etcd and return why to hold, or ``None``.
@@ -93,19 +95,22 @@ class Hold:
         if found_id is None and self._memory.is_blank():
             found_id = self._begin()
         status = self._store.status()
-        reason = judge(self._known, found_id, status)
-        if reason is not None and self._known is not None and status.revision < self._known.revision:
-            self._keep(structs.replace(self._known, hold=reason))  # the revision will grow past it again
-        if reason is None and found_id is not None:
-            self._learn(Cluster(incarnation=found_id, cluster_id=status.cluster_id, revision=status.revision))
-        self._set(reason)
-        return reason
+        with self._lock:
+            known = self._known
+            reason = judge(known, found_id, status)
+            if reason is None and found_id is not None:
+                revision = max(status.revision, known.revision if known is not None else 0)
+                self._keep(Cluster(incarnation=found_id, cluster_id=status.cluster_id, revision=revision))
+            elif known is not None and status.revision < known.revision:
+                self._keep(structs.replace(known, hold=reason))  # the revision will grow past it again
+            self._set(reason)
+            return reason
 
     def witness(self, revision: int) -> None:
         """Remember that this host acts on data of ``revision``."""
-        known = self._known
-        if known is not None and revision > known.revision:
-            self._learn(structs.replace(known, revision=revision))
+        with self._lock:
+            if self._known is not None and revision > self._known.revision:
+                self._keep(structs.replace(self._known, revision=revision))
 
     def adopt(self) -> Cluster:
         """Take the data that etcd has now for this host's own: an operator's decision.
@@ -117,8 +122,9 @@ class Hold:
         found_id = self._begin() if found is None else found.value.id
         status = self._store.status()
         adopted = Cluster(incarnation=found_id, cluster_id=status.cluster_id, revision=status.revision)
-        self._keep(adopted)
-        self._set(None)
+        with self._lock:
+            self._keep(adopted)
+            self._set(None)
         return adopted
 
     def _begin(self) -> str:
@@ -133,14 +139,8 @@ class Hold:
         log.info("began incarnation %s", incarnation.id)
         return incarnation.id
 
-    def _learn(self, cluster: Cluster) -> None:
-        with self._lock:
-            if self._known is not None and cluster.revision <= self._known.revision:
-                return
-        self._keep(cluster)
-
     def _keep(self, cluster: Cluster) -> None:
-        with self._lock:
+        if cluster != self._known:
             self._memory.remember_cluster(cluster)
             self._known = cluster
 

@@ -20,7 +20,7 @@ from msgspec import structs
 from ecompute.cluster import keys
 from ecompute.cluster.asking import CONSOLE, NOTHING, PRESENCE
 from ecompute.cluster.documents import Operation
-from ecompute.cluster.errors import CloudError, CompareFailed
+from ecompute.cluster.errors import CompareFailed
 from ecompute.cluster.store import Change, Put, Store, Versioned, Watcher, unchanged
 
 ANSWER_LIMIT_BYTES = 64 * 1024
@@ -70,7 +70,7 @@ class Operations:
                 self._store.commit([unchanged(asked)], [Put(asked.key, answered, lease=asked.lease)])
             except CompareFailed:
                 pass  # who asked has gone
-            except CloudError as error:
+            except Exception as error:  # noqa: BLE001 - one question must not end the answering of all
                 log.warning("operation %s was not answered: %s", asked.key, error)
 
     def _answer(self, operation: Operation) -> Operation:

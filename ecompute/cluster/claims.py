@@ -33,6 +33,21 @@ INSTANCE_CONSUMER = "ECOMPUTE_INSTANCE"
 FAILPOINTS = ("claim.before_intent", "claim.intended", "claim.claimed", "claim.requested")
 
 
+def incarnation_of(store: Store) -> Versioned[Incarnation]:
+    """Return which life of its data this etcd has.
+
+    Raises:
+        OnHold: it holds no cloud: no host has registered, or its data was lost.
+    """
+    found = store.get(keys.INCARNATION, Incarnation)
+    if found is None:
+        raise OnHold(
+            "etcd holds no cloud: no host has ever registered in it, or its data was lost",
+            hint="start `ecompute run` on a host; after a loss, restore etcd from a backup",
+        )
+    return found
+
+
 class Claim:
     """One consumer's way from intent to request. Not for use by several threads."""
 
@@ -139,12 +154,7 @@ class Claims:
             OnHold: this etcd holds no cloud: no host has registered, or its data was lost.
             Conflict: the consumer has an instance, or is being claimed by somebody else.
         """
-        incarnation = self.store.get(keys.INCARNATION, Incarnation)
-        if incarnation is None:
-            raise OnHold(
-                "etcd holds no cloud: no host has ever registered in it, or its data was lost",
-                hint="start `ecompute run` on a host; after a loss, restore etcd from a backup",
-            )
+        incarnation = incarnation_of(self.store)
         reach("claim.before_intent")
         key = keys.intent(consumer)
         intent = Intent(

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 from ecompute.cluster import config, keys
+from ecompute.cluster.documents import Instance
 from ecompute.cluster.errors import CloudError, StepFailed
 from ecompute.cluster.placement import Placement
 from ecompute.cluster.store import Store
@@ -54,6 +55,7 @@ class Demo:
                 self._eschedule("launch", "--name", NAME, "--ssh-key", str(key), "--wait", "-o", "json")
             )
             uuid, address = launched["uuid"], launched["addresses"][0]
+            vnis = self._vnis(uuid)
             self.say(f"its domain runs on {launched['host']}; waiting until it has booted")
             console = self._booted()
             self.say(f"it has booted: {NAME} ({uuid}) at {address}")
@@ -64,7 +66,7 @@ class Demo:
             self._show("\n".join(console.splitlines()[-12:]))
             self.say("destroying it")
             self._eschedule("destroy", uuid)
-            self._expect_nothing(uuid)
+            self._expect_nothing(uuid, vnis)
             self.say("nothing of it is left in libvirt, on disk, in the network, in placement, in etcd")
         finally:
             self.say("stopping what was started")
@@ -103,7 +105,12 @@ class Demo:
             if what not in console:
                 raise StepFailed(f"the guest did not say {what!r} on its console")
 
-    def _expect_nothing(self, uuid: str) -> None:
+    def _vnis(self, uuid: str) -> set[int]:
+        with Store(config.load(self._cloud.config).etcd) as store:
+            found = store.get(keys.instance(uuid), Instance)
+        return set() if found is None else {interface.vni for interface in found.value.spec.interfaces}
+
+    def _expect_nothing(self, uuid: str, vnis: set[int]) -> None:
         settings = config.load(self._cloud.config)
         left = []
         hypervisor = LibvirtHypervisor(settings.libvirt_uri, "demo")
@@ -114,7 +121,7 @@ class Demo:
             hypervisor.close()
         if (settings.state_dir / "instances" / uuid).exists():
             left.append("files")
-        if NetlinkLinks().ours():
+        if NetlinkLinks().ours() & vnis:
             left.append("network devices")
         placement = Placement(settings.placement)
         if placement.allocations(uuid):

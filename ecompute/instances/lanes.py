@@ -63,21 +63,9 @@ class Work:
         if self._cancelled.is_set():
             raise Cancelled(f"{self.uuid} has changed while it was worked on")
 
-    @property
-    def is_cancelled(self) -> bool:
-        return self._cancelled.is_set() or self._abandoned.is_set()
-
-    @property
-    def is_abandoned(self) -> bool:
-        return self._abandoned.is_set()
-
     def cancel(self) -> None:
         """Ask the run to end at its next step: what it works towards is not wanted any more."""
         self._cancelled.set()
-
-    def go_on(self) -> None:
-        """Take back a cancellation, to clean up after it."""
-        self._cancelled.clear()
 
     def overdue_step(self) -> str | None:
         """Return the step whose deadline has passed, or nothing."""

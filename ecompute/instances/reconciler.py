@@ -8,19 +8,20 @@ the same way each time.
 
 from __future__ import annotations
 
-import heapq
 import logging
 import random
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 
 from ecompute.cluster import keys
 from ecompute.cluster.documents import Assignment, Power, Role, Seen
-from ecompute.cluster.errors import Cancelled, CloudError, CompareFailed, DeadlineExceeded, Unavailable
+from ecompute.cluster.errors import Cancelled, CloudError, CompareFailed, DeadlineExceeded, OnHold, Unavailable
 from ecompute.cluster.failpoint import reach
 from ecompute.cluster.periodic import Periodic
+from ecompute.cluster.retries import Retries
 from ecompute.cluster.store import Change, Store, Versioned, Watcher
 from ecompute.hypervisor.api import Hypervisor
 from ecompute.instances.actuate import DEADLINE_S, DEFAULT_DEADLINE_S, Actuator, ForeignDomain, ImagePendingError
@@ -57,6 +58,7 @@ class InstanceReconciler:
         hold_reason: why the host is on hold, or ``None``.
         witness: told of the revision that is about to be acted on.
         boot_id: which boot of the machine this is.
+        has_claim: asks placement whether an instance has an allocation on this host.
         on_exhausted: told when so many lanes are stuck that the daemon had better start anew.
     """
 
@@ -77,6 +79,7 @@ class InstanceReconciler:
         witness: Callable[[int], None],
         on_exhausted: Callable[[list[Stuck]], None],
         release_thread: Callable[[], None],
+        has_claim: Callable[[str], bool],
         rng: random.Random,
     ) -> None:
         self._store = store
@@ -90,14 +93,16 @@ class InstanceReconciler:
         self._boot_id = boot_id
         self._hold_reason = hold_reason
         self._witness = witness
+        self._has_claim = has_claim
         self._lanes = Lanes(
             self._work, count=lanes, on_stuck=self._stuck, on_exhausted=on_exhausted, release_thread=release_thread
         )
-        self._retries = Retries(self._lanes.wake)
+        self._retries = Retries("instance-retries", self._lanes.wake)
         self._scanning = Periodic("instances", self._scan, period_s=SCAN_PERIOD_S, rng=rng)
         self._has_scanned = threading.Event()
         self._lock = threading.Lock()
         self._questions: dict[str, list[Future[bool]]] = {}
+        self._unsettled: set[str] = set()
 
     def start(self) -> None:
         """Begin; returns at once. `has_converged` tells when everything was gone through."""
@@ -110,8 +115,14 @@ class InstanceReconciler:
         self._scanning.wake()
 
     def has_converged(self) -> bool:
-        """Whether everything was gone through at least once and nothing is at work."""
-        return self._has_scanned.is_set() and self._lanes.is_idle()
+        """Whether everything was gone through at least once, and nothing is at work, stuck or waiting."""
+        with self._lock:
+            is_settled = not self._unsettled
+        return self._has_scanned.is_set() and is_settled and self._lanes.is_idle() and not self._lanes.stuck()
+
+    def _is_settled(self, uuid: str, is_so: bool) -> None:
+        with self._lock:
+            (self._unsettled.discard if is_so else self._unsettled.add)(uuid)
 
     def has_nothing(self, uuid: str) -> Future[bool]:
         """Answer, from the instance's own lane, whether nothing of it is here and nothing will be."""
@@ -120,9 +131,6 @@ class InstanceReconciler:
             self._questions.setdefault(uuid, []).append(answer)
         self._lanes.wake(uuid)
         return answer
-
-    def stuck(self) -> list[Stuck]:
-        return self._lanes.stuck()
 
     def close(self, timeout_s: float) -> bool:
         """End after the steps in hand; return whether they ended in time."""
@@ -177,6 +185,7 @@ class InstanceReconciler:
     def _work(self, work: Work) -> None:
         try:
             self._converge(work)
+            self._is_settled(work.uuid, True)
         except Cancelled:
             self._actuator.stop_fetching(work.uuid)
         except ImagePendingError as pending:
@@ -187,6 +196,7 @@ class InstanceReconciler:
             self._retries.later(work.uuid, SOON_S)
         except Unavailable as error:
             log.warning("instance %s waits: %s", work.uuid, error)
+            self._is_settled(work.uuid, False)
             self._retries.later(work.uuid, RETRY_S)
         except CloudError as error:
             log.error("instance %s: %s", work.uuid, error)
@@ -207,7 +217,8 @@ class InstanceReconciler:
                 return  # libvirt tells of every domain; what becomes of this one is none of our business
             raise
         record = self._memory.record(uuid)
-        planned = plan(
+        make = partial(
+            plan,
             wanted,
             found,
             record,
@@ -215,9 +226,15 @@ class InstanceReconciler:
             boot_id=self._boot_id,
             reported=None if reported is None else reported.value,
         )
+        planned = make()
+        if Step.REPORT_CREATING in planned.steps:
+            with work.step("claim", DEFAULT_DEADLINE_S):
+                planned = make(has_claim=self._has_claim(uuid))
         if Step.FETCH_IMAGE not in planned.steps:
             self._actuator.stop_fetching(uuid)  # destroyed while no lane was at work: the image was on its way
         if not planned.steps:
+            if wanted is None and found.is_nothing:
+                self._reporter.forget(uuid)
             self._answer(uuid, has_nothing(wanted, found, record, hold=self._hold_reason() is not None))
             return
         self._answer(uuid, False)
@@ -226,7 +243,7 @@ class InstanceReconciler:
             self._witness(assignment.mod_revision)
         try:
             self._run(work, planned, assignment, found)
-        except (Cancelled, DeadlineExceeded, CompareFailed, Unavailable):
+        except (Cancelled, DeadlineExceeded, CompareFailed, Unavailable, OnHold):
             raise
         except CloudError as error:
             log.error("instance %s: %s", uuid, error)
@@ -250,6 +267,8 @@ class InstanceReconciler:
         began = time.monotonic()
         wanted = None if assignment is None else assignment.value
         for step in planned.steps:
+            if step.changes_host and self._hold_reason() is not None:
+                raise OnHold(f"{step} is not done: {self._hold_reason()}")
             with work.step(step, DEADLINE_S.get(step, DEFAULT_DEADLINE_S)):
                 reach(f"{step}.before")
                 if step.is_report:
@@ -279,43 +298,6 @@ class InstanceReconciler:
         if step is Step.REMEMBER_RUNNING:
             power = self._actuator.look(uuid, assignment).domain or Power.OFF
         return Record(uuid=uuid, epoch=epoch, phase=PHASE[step], boot_id=self._boot_id, power=power)
-
-
-class Retries:
-    """Wakes instances later. Safe from several threads."""
-
-    def __init__(self, wake: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
-        self._wake = wake
-        self._clock = clock
-        self._changed = threading.Condition()
-        self._due: list[tuple[float, str]] = []
-        self._is_closed = False
-        threading.Thread(target=self._run, name="retries", daemon=True).start()
-
-    def later(self, uuid: str, delay_s: float) -> None:
-        with self._changed:
-            heapq.heappush(self._due, (self._clock() + delay_s, uuid))
-            self._changed.notify()
-
-    def close(self) -> None:
-        with self._changed:
-            self._is_closed = True
-            self._changed.notify()
-
-    def _run(self) -> None:
-        while True:
-            with self._changed:
-                if self._is_closed:
-                    return
-                now = self._clock()
-                if not self._due:
-                    self._changed.wait()
-                    continue
-                if self._due[0][0] > now:
-                    self._changed.wait(self._due[0][0] - now)
-                    continue
-                _, uuid = heapq.heappop(self._due)
-            self._wake(uuid)
 
 
 def _is_other_work(before: Assignment, after: Assignment) -> bool:

@@ -93,18 +93,12 @@ class Reporter:
             CompareFailed: it is assigned by now.
         """
         self._store.commit(self._compare(uuid, None), [Delete(keys.seen(self._provider, uuid))])
+        self.forget(uuid)
+
+    def forget(self, uuid: str) -> None:
+        """Drop what is kept of an instance that is gone."""
         self._said.pop(uuid, None)
         self._events.forget(INSTANCE, uuid)
-
-    def note(self, assignment: Versioned[Assignment], type_: str, message: str, seconds: float | None = None) -> None:
-        """Write an event of the instance and nothing else.
-
-        Raises:
-            CompareFailed: the assignment has changed.
-        """
-        uuid = assignment.value.uuid
-        event = self._events.record(INSTANCE, uuid, type_, message, seconds=seconds)
-        self._store.commit(self._compare(uuid, assignment), [event])
 
     def _compare(self, uuid: str, assignment: Versioned[Assignment] | None) -> list[Compare]:
         return [absent(keys.assignment(self._provider, uuid)) if assignment is None else unchanged(assignment)]

@@ -53,6 +53,11 @@ class Step(StrEnum):
         return self.value.startswith("report")
 
     @property
+    def changes_host(self) -> bool:
+        """Whether it changes anything beside the report and the record: not to be done while on hold."""
+        return not self.is_report and not self.is_memory and self not in (Step.FORGET, Step.CLEAR_REPORT)
+
+    @property
     def is_memory(self) -> bool:
         """Whether it writes the record."""
         return self.value.startswith("remember")

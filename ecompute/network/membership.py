@@ -19,8 +19,9 @@ from collections.abc import Callable
 
 from ecompute.cluster import keys
 from ecompute.cluster.documents import Interface, Network, NetworkHost, Port
-from ecompute.cluster.errors import CloudError, NetworkError
+from ecompute.cluster.errors import CloudError, NetworkError, OnHold
 from ecompute.cluster.periodic import Periodic
+from ecompute.cluster.retries import Retries
 from ecompute.cluster.store import Follow, Store, Watcher
 from ecompute.network.mesh import wanted
 from ecompute.network.reconcile import NetworkReconciler
@@ -59,6 +60,7 @@ class Memberships:
         self._follows: dict[str, tuple[Follow[Port], Follow[NetworkHost]]] = {}
         self._marked: set[str] = set()
         self._busy: dict[str, threading.Lock] = {}
+        self._retries = Retries("network-retries", self._mark)
         self._periodic = Periodic(
             "networks", self._converge_marked, period_s=SCAN_PERIOD_S, jitter_s=SCAN_PERIOD_S / 10
         )
@@ -67,6 +69,7 @@ class Memberships:
         self._periodic.start()
 
     def close(self) -> None:
+        self._retries.close()
         self._periodic.stop()
 
     def adopt(self, instance_uuid: str, interfaces: tuple[Interface, ...]) -> None:
@@ -86,8 +89,7 @@ class Memberships:
         try:
             self._converge(interface.network_uuid, is_required=True)
         except CloudError:
-            with self._lock:
-                self._users.get(interface.network_uuid, set()).discard(instance_uuid)
+            self._unuse(interface, instance_uuid)
             raise
 
     def has_joined(self, instance_uuid: str, interface: Interface) -> bool:
@@ -110,18 +112,8 @@ class Memberships:
         """
         uuid = interface.network_uuid
         with self._serial(uuid):
-            with self._lock:
-                users = self._users.get(uuid, set())
-                users.discard(instance_uuid)
-                if users:
-                    return
-                self._users.pop(uuid, None)
-                self._vnis.pop(uuid, None)
-                self._marked.discard(uuid)
-                follows = self._follows.pop(uuid, None)
-            if follows is not None:
-                for follow in follows:
-                    follow.stop()
+            if not self._unuse(interface, instance_uuid):
+                return
             self._reconciler.remove(interface.vni)
 
     def sweep(self, assigned: set[int]) -> None:
@@ -152,6 +144,22 @@ class Memberships:
                     self._watcher.follow(keys.network_hosts(uuid), NetworkHost, lambda change: self._mark(uuid)),
                 )
 
+    def _unuse(self, interface: Interface, instance_uuid: str) -> bool:
+        """Take note that a guest has no part in the network any more; return whether it was the last."""
+        uuid = interface.network_uuid
+        with self._lock:
+            users = self._users.get(uuid, set())
+            users.discard(instance_uuid)
+            if users:
+                return False
+            self._users.pop(uuid, None)
+            self._vnis.pop(uuid, None)
+            self._marked.discard(uuid)
+            follows = self._follows.pop(uuid, None)
+        for follow in follows or ():
+            follow.stop()
+        return True
+
     def _mark(self, uuid: str) -> None:
         with self._lock:
             self._marked.add(uuid)
@@ -166,27 +174,34 @@ class Memberships:
                 self._converge(uuid, is_required=False)
             except CloudError as error:
                 log.warning("network %s is not as it should be: %s", uuid, error)
-                threading.Timer(RETRY_S, self._mark, [uuid]).start()
+                self._retries.later(uuid, RETRY_S)
 
     def _converge(self, uuid: str, *, is_required: bool) -> None:
         if self._is_held():
+            if is_required:
+                raise OnHold(f"network {uuid} is not brought up: this host is on hold")
             return
         with self._serial(uuid):
             with self._lock:
                 if uuid not in self._users:
                     return
+                follows = self._follows[uuid]
             network = self._store.get(keys.network(uuid), Network)
             if network is None:
                 if is_required:
                     raise NetworkError(f"there is no network {uuid}")
                 return  # a missing key takes nothing from guests that run
-            ports = self._store.list(keys.ports(uuid), Port)
-            hosts = self._store.list(keys.network_hosts(uuid), NetworkHost)
+            ports, hosts = follows
+            if is_required or not ports.is_current or not hosts.is_current:
+                found_ports = list(self._store.list(keys.ports(uuid), Port).items)
+                found_hosts = list(self._store.list(keys.network_hosts(uuid), NetworkHost).items)
+            else:  # what the watch has kept: a list on every event would cost a large network too much
+                found_ports, found_hosts = list(ports.snapshot().values()), list(hosts.snapshot().values())
             target = wanted(
                 network.value,
                 self._provider,
-                [item.value for item in ports.items],
-                [item.value for item in hosts.items],
+                [item.value for item in found_ports],
+                [item.value for item in found_hosts],
             )
             for problem in target.problems:
                 log.warning("network %s: %s; it is passed over", uuid, problem)

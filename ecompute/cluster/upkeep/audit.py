@@ -85,6 +85,7 @@ class Audit:
         nothing_there = frozenset(question for question in found.questions if self._is_nothing_there(question))
         released = releases(found, deleted, nothing_there)
         for consumer in released:
+            self._guard()  # placement cannot compare it: at least it held a moment ago
             self._placement.release(consumer)
             log.warning("released claim %s: nobody held it", consumer)
         return released

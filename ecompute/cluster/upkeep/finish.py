@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 from msgspec import structs
 
 from ecompute.cluster import keys, states
-from ecompute.cluster.documents import Assignment, Instance, NetworkHost, Port, Role, Seen, State
+from ecompute.cluster.documents import AddressLock, Assignment, Instance, NetworkHost, Port, Role, Seen, State
 from ecompute.cluster.errors import CompareFailed
 from ecompute.cluster.events import INSTANCE, Events
 from ecompute.cluster.failpoint import reach
@@ -88,9 +88,9 @@ class Finisher:
                     reach("finish.marked")
                     continue  # and release the claim, by what is written now
                 elif planned.act is Act.RELEASE:
-                    self._placement.release(uuid)
+                    self._release(uuid)
                 elif planned.act is Act.RELEASE_AND_DELETE:
-                    self._placement.release(uuid)
+                    self._release(uuid)
                     reach("finish.released")
                     self._delete(uuid, host, instance, assignment)
                     reach("finish.deleted")
@@ -99,6 +99,10 @@ class Finisher:
                 continue
         log.warning("instance %s could not be finished: it keeps changing", uuid)
         return Act.NOTHING
+
+    def _release(self, uuid: str) -> None:
+        self._guard()  # placement cannot compare it: at least it held a moment ago
+        self._placement.release(uuid)
 
     def _order_removal(self, instance: Versioned[Instance], assignment: Versioned[Assignment] | None) -> None:
         value = instance.value
@@ -158,9 +162,12 @@ class Finisher:
         for network_uuid in {interface.network_uuid for interface in known.spec.interfaces}:
             self._leave(network_uuid, uuid, host, compares, operations)
         for interface in known.spec.interfaces:
-            operations += [
-                Delete(keys.address(interface.network_uuid, address.split("/")[0])) for address in interface.addresses
-            ]
+            for address in interface.addresses:
+                key = keys.address(interface.network_uuid, address.split("/")[0])
+                lock = self._store.get(key, AddressLock)
+                if lock is not None and lock.value.instance_uuid == uuid:
+                    compares.append(unchanged(lock))
+                    operations.append(Delete(key))
             operations.append(Delete(keys.port(interface.network_uuid, interface.uuid)))
         self._store.commit(compares, operations)
         self._events.forget(INSTANCE, uuid)

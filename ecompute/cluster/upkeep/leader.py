@@ -14,18 +14,21 @@ import time
 from collections.abc import Callable
 
 from ecompute.cluster import keys
-from ecompute.cluster.documents import Assignment, Instance, Role, Seen, State
+from ecompute.cluster.documents import Assignment, Instance, Lead, Role, Seen, State
 from ecompute.cluster.errors import CloudError, Unavailable
 from ecompute.cluster.events import Events
 from ecompute.cluster.periodic import Periodic
 from ecompute.cluster.placement import Placement
+from ecompute.cluster.retries import Retries
 from ecompute.cluster.store import Change, Compare, Store, Watcher
 from ecompute.cluster.upkeep.audit import Audit
 from ecompute.cluster.upkeep.finish import Finisher
 from ecompute.cluster.upkeep.lead import Election, Term
 
 ROLE = "upkeep"
-CAMPAIGN_PERIOD_S = 5.0
+CAMPAIGN_PERIOD_S = 60.0
+"""How often it is looked whether the lead is free, beside being told so by the watch of its key."""
+RETRY_S = 5.0
 SWEEP_PERIOD_S = 600.0
 SHORT_AUDIT_PERIOD_S = 20.0
 FULL_AUDIT_PERIOD_S = 900.0
@@ -72,20 +75,34 @@ class Leader:
         self._watcher: Watcher | None = None
         self._led: Term | None = None
         self._has_looked = False
-        self._due = {"sweep": 0.0, "short audit": 0.0, "full audit": 0.0}
+        self._next_sweep = 0.0
+        self._next_full_audit = 0.0
         self._periodic = Periodic("upkeep", self._turn, period_s=CAMPAIGN_PERIOD_S, rng=rng)
+        self._retries = Retries("upkeep-retries", lambda role: self._periodic.wake())
+        # The audit waits for hosts' answers: on a thread of its own, it keeps no finish waiting.
+        self._auditing = Periodic("audit", self._audit_turn, period_s=SHORT_AUDIT_PERIOD_S, rng=rng)
 
     def start(self) -> None:
+        self._follower = self._store.watcher()
+        self._follower.follow(keys.lead(ROLE), Lead, self._lead_changed)
         self._periodic.start()
+        self._auditing.start()
 
     def stop(self) -> None:
         """Give the lead back."""
+        self._auditing.stop()
+        self._retries.close()
         self._periodic.stop()
+        self._follower.close()
         self._forget_term()
         try:
             self._election.resign()
         except Unavailable as error:
             log.info("the lead ends with its lease: %s", error)
+
+    def _lead_changed(self, change: Change[Lead]) -> None:
+        if change.is_relist or change.after is None:
+            self._periodic.wake()
 
     def _guard(self) -> list[Compare]:
         term = self._election.term
@@ -109,13 +126,15 @@ class Leader:
             self._lead(time.monotonic())
         except NotLeading:
             self._forget_term()
+        except Unavailable:
+            self._retries.later(ROLE, RETRY_S)
+            raise
 
     def _begin(self, term: Term) -> None:
         log.info("leading the upkeep since revision %d", term.create_revision)
-        now = time.monotonic()
-        self._led = term
         self._has_looked = False
-        self._due = {"sweep": now, "short audit": now, "full audit": now}
+        self._next_sweep = self._next_full_audit = time.monotonic()
+        self._led = term
         self._watcher = self._store.watcher()
         self._watcher.follow(keys.SEEN, Seen, self._seen)
 
@@ -137,27 +156,33 @@ class Leader:
     def _lead(self, now: float) -> None:
         with self._lock:
             marked, self._marked = self._marked, set()
-        if self._is_due("sweep", now, SWEEP_PERIOD_S):
+        if now >= self._next_sweep:
+            self._next_sweep = now + SWEEP_PERIOD_S
             marked |= self._sweep()
         while marked:
             provider, uuid = marked.pop()
             try:
                 self._finisher.finish(uuid, provider)
-            except Unavailable:
+            except (Unavailable, NotLeading):
                 with self._lock:
                     self._marked |= marked | {(provider, uuid)}
                 raise
-        if self._is_due("short audit", now, SHORT_AUDIT_PERIOD_S):
-            self._audit.run(is_full=False)
-        if self._is_due("full audit", now, FULL_AUDIT_PERIOD_S if self._has_looked else FIRST_FULL_AUDITS_S):
-            self._has_looked = True
-            self._audit.run(is_full=True)
+            except CloudError as error:
+                log.error("instance %s could not be finished: %s", uuid, error)
 
-    def _is_due(self, what: str, now: float, period_s: float) -> bool:
-        if now < self._due[what]:
-            return False
-        self._due[what] = now + period_s
-        return True
+    def _audit_turn(self) -> None:
+        """Look at the intents; every now and then, at everything."""
+        if self._led is None:
+            return
+        try:
+            self._audit.run(is_full=False)
+            now = time.monotonic()
+            if now >= self._next_full_audit:
+                self._next_full_audit = now + (FULL_AUDIT_PERIOD_S if self._has_looked else FIRST_FULL_AUDITS_S)
+                self._has_looked = True
+                self._audit.run(is_full=True)
+        except NotLeading:
+            return
 
     def _sweep(self) -> set[tuple[str, str]]:
         """Return everything that a finish could be due for."""

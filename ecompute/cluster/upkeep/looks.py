@@ -52,7 +52,7 @@ def take_short(store: Store, placement: Placement, clock: Callable[[], float]) -
         allocations=allocations,
         intents=intents,
         instances=instances,
-        hosts=_hosts(store, _providers(allocations, allocations.keys() - instances), allocations.keys() - instances),
+        hosts=_hosts(store, _consumers_of(allocations, allocations.keys() - instances)),
     )
 
 
@@ -80,9 +80,10 @@ def take_full(store: Store, placement: Placement, clock: Callable[[], float]) ->
     }
     owned, hosts_of = _owned(store)
     nowhere = {o.instance_uuid for o in owned.values()} - instances.keys() - intents.keys()
-    unclaimed = (allocations.keys() - instances.keys()) | nowhere
-    providers = _providers(allocations, unclaimed) | {hosts_of[uuid] for uuid in nowhere if uuid in hosts_of}
-    hosts = _hosts(store, providers, unclaimed)
+    consumers_of = _consumers_of(allocations, allocations.keys() - instances.keys())
+    for uuid in nowhere & hosts_of.keys():
+        consumers_of.setdefault(hosts_of[uuid], set()).add(uuid)
+    hosts = _hosts(store, consumers_of)
     # A host that cannot answer may still run what its keys are about: those are not looked at.
     mute = {uuid for uuid in nowhere if uuid not in hosts_of or not hosts[hosts_of[uuid]].can_answer}
     return Look(
@@ -110,8 +111,14 @@ def _allocations_of(placement: Placement, consumers: list[str]) -> dict[str, Hel
     return held
 
 
-def _providers(allocations: dict[str, Held], consumers: set[str]) -> set[str]:
-    return {provider for consumer in consumers & allocations.keys() for provider in allocations[consumer].providers}
+def _consumers_of(allocations: dict[str, Held], consumers: set[str]) -> dict[str, set[str]]:
+    """Return {provider: those of ``consumers`` that hold something there}."""
+    found: dict[str, set[str]] = {}
+    for consumer in consumers & allocations.keys():
+        if allocations[consumer].consumer_type.startswith(OUR_CONSUMERS):
+            for provider in allocations[consumer].providers:
+                found.setdefault(provider, set()).add(consumer)
+    return found
 
 
 def _owned(store: Store) -> tuple[dict[str, Owned], dict[str, str]]:
@@ -131,18 +138,25 @@ def _owned(store: Store) -> tuple[dict[str, Owned], dict[str, str]]:
     return owned, hosts_of
 
 
-def _hosts(store: Store, providers: set[str], consumers: set[str]) -> dict[str, HostLook]:
-    """Return what etcd says of ``providers``, as far as ``consumers`` go."""
-    hosts = {}
-    for provider in sorted(providers):
-        alive = store.get(keys.alive(provider), Alive)
-        node = store.get(keys.node(provider), Node)
-        assigned = store.get_many([keys.assignment(provider, c) for c in sorted(consumers)], Assignment)
-        reported = store.get_many([keys.seen(provider, c) for c in sorted(consumers)], Seen)
-        hosts[provider] = HostLook(
-            is_alive=alive is not None,
-            is_on_hold=node is None or node.value.hold is not None,
-            guests=frozenset(item.value.uuid for item in assigned.items)
-            | frozenset(item.value.uuid for item in reported.items if not item.value.is_gone),
+def _hosts(store: Store, consumers_of: dict[str, set[str]]) -> dict[str, HostLook]:
+    """Return what etcd says of hosts.
+
+    Args:
+        consumers_of: {provider: the consumers in question there}.
+    """
+    providers = sorted(consumers_of)
+    pairs = [(provider, consumer) for provider in providers for consumer in sorted(consumers_of[provider])]
+    alive = {item.value.provider for item in store.get_many([keys.alive(p) for p in providers], Alive).items}
+    nodes = {item.value.provider: item.value for item in store.get_many([keys.node(p) for p in providers], Node).items}
+    assigned = store.get_many([keys.assignment(p, c) for p, c in pairs], Assignment).items
+    reported = store.get_many([keys.seen(p, c) for p, c in pairs], Seen).items
+    guests = {(keys.parts(item.key)[1], item.value.uuid) for item in assigned}
+    guests |= {(keys.parts(item.key)[1], item.value.uuid) for item in reported if not item.value.is_gone}
+    return {
+        provider: HostLook(
+            is_alive=provider in alive,
+            is_on_hold=provider not in nodes or nodes[provider].hold is not None,
+            guests=frozenset(uuid for host, uuid in guests if host == provider),
         )
-    return hosts
+        for provider in providers
+    }
