@@ -126,7 +126,8 @@ def check(settings: Settings) -> None:
     is_fine = True
     for result in checks(config.load(config.find(settings.config))):
         mark = "ok  " if result.problem is None else "FAIL"
-        click.echo(f"{mark}  {result.name}" + (f": {result.problem}" if result.problem else ""))
+        said = result.problem or result.note
+        click.echo(f"{mark}  {result.name}" + (f": {said}" if said else ""))
         is_fine = is_fine and result.problem is None
     sys.exit(0 if is_fine else 1)
 

@@ -11,9 +11,7 @@ from ecompute.instances.plan import Found, Phase, Plan, Record, Step, after_fail
 from ecompute.instances.report import report
 
 UUID = "6f2f3a0c-5ad1-4a7c-9c53-0f5d8f1d0001"
-INTERFACE = Interface(
-    uuid="i", network_uuid="n", vni=1, mac="52:54:00:00:00:01", addresses=("10.10.0.5/24",), mtu=1450
-)
+INTERFACE = Interface(uuid="i", network_uuid="n", vni=1, mac="52:54:00:00:00:01", addresses=("10.10.0.5/24",), mtu=1450)
 SPEC = Spec(resources=Resources(vcpus=1, memory_mb=64, disk_gb=1), image="http://image/", interfaces=(INTERFACE,))
 ALL_OFF = Found(domain=Power.OFF, has_disk=True, has_config_drive=True, has_network=True)
 ALL_ON = Found(domain=Power.ON, has_disk=True, has_config_drive=True, has_network=True)

@@ -1,0 +1,71 @@
+"""The hosts behind placement's candidates."""
+
+from __future__ import annotations
+
+import pytest
+
+from ecompute.cluster.documents import Admin, AdminState, Node
+from ecompute.cluster.errors import InvalidInput
+from ecompute.cluster.placement import Candidate, Candidates
+from ecompute.cluster.store import Versioned
+from eschedule.scheduler.candidates import Target, by_host, ranked, takes_new
+
+
+def candidates(*allocations: dict[str, dict[str, int]]) -> Candidates:
+    return Candidates(
+        items=tuple(Candidate(allocations=one, mappings={}) for one in allocations),
+        summaries={},
+    )
+
+
+def node(hold: str | None = None) -> Node:
+    return Node(
+        provider="p",
+        name="host",
+        underlay="192.0.2.1",
+        underlay_mtu=1500,
+        accelerator="tcg",
+        hypervisor="",
+        version="",
+        hold=hold,
+        reported_at="",
+    )
+
+
+def admin(state: AdminState) -> Versioned[Admin]:
+    return Versioned("/admin/p", Admin(state=state), 1, 1, 0)
+
+
+def test_the_host_serves_the_vcpu_whoever_serves_the_rest() -> None:
+    answer = candidates({"shared": {"DISK_GB": 1}, "p": {"VCPU": 1}}, {"q": {"VCPU": 1, "DISK_GB": 1}})
+    assert by_host(answer) == {0: "p", 1: "q"}
+
+
+def test_candidates_without_one_host_are_passed_over() -> None:
+    answer = candidates({"p": {"VCPU": 1}, "q": {"VCPU": 1}}, {"q": {"VCPU": 2}})
+    assert by_host(answer) == {1: "q"}
+
+
+def test_where_none_has_one_host_that_is_said() -> None:
+    with pytest.raises(InvalidInput, match="VCPU is served by 2 providers"):
+        by_host(candidates({"p": {"VCPU": 1}, "q": {"VCPU": 1}}))
+
+
+def test_no_candidates_are_no_hosts() -> None:
+    assert by_host(candidates()) == {}
+
+
+@pytest.mark.parametrize("state", AdminState)
+def test_only_an_active_host_takes_what_is_new(state: AdminState) -> None:
+    assert takes_new(node(), admin(state)) == (state is AdminState.ACTIVE)
+
+
+def test_a_host_on_hold_takes_nothing_and_one_without_a_word_takes_everything() -> None:
+    assert takes_new(node(), None)
+    assert not takes_new(node(hold="etcd was emptied"), None)
+
+
+def test_only_known_hosts_are_ranked() -> None:
+    answer = candidates({"p": {"VCPU": 1}}, {"q": {"VCPU": 1}})
+    known = {"q": Target(Versioned("/nodes/q", node(), 1, 1, 0), None, is_alive=True)}
+    assert [one.index for one in ranked(answer, by_host(answer), known, seed=1)] == [1]
