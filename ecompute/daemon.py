@@ -122,6 +122,7 @@ class Daemon:
             watcher,
             NetworkReconciler(links, NftFilter()),
             provider,
+            state / "memory" / "networks",
             is_held=lambda: hold.reason is not None,
         )
         images = ImageCache(state / "images", Fetcher(config.images, refused=_control_plane(config)))

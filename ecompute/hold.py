@@ -21,7 +21,7 @@ from uuid import uuid4
 from msgspec import structs
 
 from ecompute.cluster import keys
-from ecompute.cluster.documents import Incarnation, timestamp
+from ecompute.cluster.documents import Incarnation, Unreadable, timestamp
 from ecompute.cluster.errors import CompareFailed
 from ecompute.cluster.store import ClusterStatus, Put, Store, absent
 from ecompute.instances.memory import Cluster, Memory
@@ -90,7 +90,11 @@ class Hold:
         Raises:
             StoreUnavailable: etcd does not answer; what held before holds on.
         """
-        found = self._store.get(keys.INCARNATION, Incarnation)
+        try:
+            found = self._store.get(keys.INCARNATION, Incarnation)
+        except Unreadable as error:
+            self._set(f"{error}")
+            return self.reason
         found_id = None if found is None else found.value.id
         if found_id is None and self._memory.is_blank():
             found_id = self._begin()

@@ -8,6 +8,8 @@ name another key.
 
 from __future__ import annotations
 
+from uuid import UUID
+
 from ecompute.cluster.errors import InvalidInput
 
 INCARNATION = "/cluster/incarnation"
@@ -37,6 +39,14 @@ def _part(text: str) -> str:
     if not text or "/" in text or "\x00" in text:
         raise InvalidInput(f"{text!r} cannot be a part of a key")
     return text
+
+
+def is_uuid(text: str) -> bool:
+    """Whether ``text`` is a uuid as we write it. What stands in a key need not be: anybody may put keys."""
+    try:
+        return str(UUID(text)) == text
+    except ValueError:
+        return False
 
 
 def last(key: str) -> str:

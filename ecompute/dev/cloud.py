@@ -10,6 +10,7 @@ outlives us as long as guests run, since their consoles are in its hands.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import sys
@@ -63,6 +64,7 @@ class Host:
             [*enter, sys.executable, "-m", "ecompute", "--config", str(self.config), "run"],
             self.log,
             env={**os.environ, **self._env},
+            pid_file=self.log.with_suffix(".pid"),
         ).start()
         return self
 
@@ -227,8 +229,10 @@ def _is_open(placement: Placement, provider: str) -> bool:
 
 def _remembered_port(path: Path) -> int:
     """Return the port that ``path`` remembers, the same at each start; made up the first time."""
-    if path.exists():
+    with contextlib.suppress(OSError, ValueError):
         return int(path.read_text(encoding="ascii"))
     port = free_port()
-    path.write_text(f"{port}\n", encoding="ascii")
+    new = path.with_suffix(".new")
+    new.write_text(f"{port}\n", encoding="ascii")
+    new.replace(path)
     return port

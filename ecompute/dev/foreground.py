@@ -15,9 +15,9 @@ LOOK_PERIOD_S = 1.0
 
 
 def run_in_foreground(directory: Path) -> int:
-    """Run the cloud under ``directory`` until SIGINT or SIGTERM; return the exit status."""
+    """Run the cloud under ``directory`` until SIGINT, SIGTERM or SIGHUP; return the exit status."""
     stopping = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: stopping.set())
     began = time.monotonic()
 

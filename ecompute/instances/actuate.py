@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID, uuid5
 
+from ecompute.cluster import keys
 from ecompute.cluster.addressing import mac_address
 from ecompute.cluster.documents import Assignment, Role, Secrets
 from ecompute.cluster.errors import HypervisorError, NetworkError, StorageError, Unavailable
@@ -124,11 +125,13 @@ class Actuator:
         directory.mkdir(parents=True, exist_ok=True, mode=0o711)
 
     def files(self, uuid: str) -> Files:
+        if not keys.is_uuid(uuid):
+            raise StorageError(f"{uuid[:50]!r} is no uuid: no path is made of it")
         return Files(self._directory / uuid)
 
     def with_files(self) -> set[str]:
         """Return the uuids of the instances that have files here."""
-        return {path.name for path in self._directory.iterdir() if path.is_dir()}
+        return {path.name for path in self._directory.iterdir() if keys.is_uuid(path.name) and path.is_dir()}
 
     def look(self, uuid: str, assignment: Assignment | None) -> Found:
         """Return what of the instance is on this host, now.

@@ -105,7 +105,8 @@ def _read(path: Path, kind: type[T]) -> T:
     except (OSError, msgspec.DecodeError) as error:
         raise StorageError(
             f"{path} cannot be read: {error}",
-            hint="restore it from a backup, or remove it after making sure that its guest is not on this host",
+            hint="restore it from a backup; else move it away and, for cluster.json, run `ecompute adopt`, "
+            "for an instance's, first make sure that its guest is not on this host",
         ) from error
 
 

@@ -45,7 +45,7 @@ from ecompute.instances.terms import Found, Phase, Plan, Record, Step
 
 __all__ = ["Found", "Phase", "Plan", "Record", "Step", "after_failure", "has_nothing", "plan"]
 
-_REMOVAL = (Phase.REMOVING, Phase.REMOVED)
+_REMOVAL = (Phase.UNDOING, Phase.REMOVING, Phase.REMOVED)
 _REPORTED_PHASE = {
     State.INITIAL: Phase.BUILDING,
     State.CREATING: Phase.STARTING,  # it may have been started: nobody knows better
@@ -92,9 +92,12 @@ def plan(
         return _remove(assignment, found, record, reported)
     if known is not None and assignment.epoch > known.epoch:
         return Plan((), f"a move to epoch {assignment.epoch} is not planned by this version; left alone")
-    if known is None or known.phase is Phase.BUILDING:
+    if known is None or known.phase in (Phase.BUILDING, Phase.UNDOING):
         if found.domain not in (None, Power.OFF):
             return Plan((Step.REMEMBER_RUNNING, Step.REPORT_CREATED), "it runs already")
+        if known is not None and known.phase is Phase.UNDOING:
+            steps = (*_removal(found), Step.REMEMBER_REMOVED, Step.REPORT_FAILED)
+            return Plan(steps, "the undoing of its build is unfinished", known.error or "its build failed")
         if not has_claim:
             steps = (*_removal(found), Step.REMEMBER_REMOVED, Step.REPORT_FAILED)
             return Plan(steps, "it is wanted, and nothing is claimed for it", "its claim is gone")
@@ -128,8 +131,9 @@ def after_failure(planned: Plan, found: Found, record: Record | None, error: str
         return Plan((Step.REMEMBER_RUNNING, Step.REPORT_CREATED), "it runs all the same")
     steps = _removal(found)
     if record is not None and record.phase is Phase.STARTING:
-        # Killed in the middle of this undo, the next daemon must not take the missing disk for a lost one.
-        steps = (Step.REMEMBER_REMOVING, *steps)
+        # Killed in the middle of this undo, the next daemon must not take the missing disk for a lost
+        # one, nor what is left for a guest's.
+        steps = (Step.REMEMBER_UNDOING, *steps)
     return Plan((*steps, Step.REMEMBER_REMOVED, Step.REPORT_FAILED), "its build failed and is undone", error)
 
 
@@ -171,7 +175,7 @@ def _held(assignment: Assignment | None, found: Found, known: Record | None, rep
 def _unassigned(found: Found, record: Record | None, known: Record | None, reported: Seen | None) -> Plan:
     if found.is_nothing and (record is None or record.phase in (Phase.BUILDING, *_REMOVAL)):
         steps: list[Step] = []
-        if record is not None and record.phase is Phase.REMOVING:
+        if record is not None and record.phase in (Phase.UNDOING, Phase.REMOVING):
             steps.append(Step.REMEMBER_REMOVED)
         if reported is not None:
             steps.append(Step.CLEAR_REPORT)
@@ -233,7 +237,7 @@ def _keep(
 
 def _refuse(assignment: Assignment, found: Found, known: Record, reported: Seen | None) -> Plan:
     """Plan for an assignment that wants what this host has removed, or begun to."""
-    error = "it was removed from this host and is not built again"
+    error = known.error or "it was removed from this host and is not built again"
     if found.has_guest:
         same = says_the_same(Step.REPORT_LOST, assignment, known, found, error, reported)
         reason = "its removal had begun; what is left of it is left alone"

@@ -17,8 +17,18 @@ from concurrent.futures import Future
 from functools import partial
 
 from ecompute.cluster import keys
-from ecompute.cluster.documents import Assignment, Power, Role, Seen
-from ecompute.cluster.errors import Cancelled, CloudError, CompareFailed, DeadlineExceeded, OnHold, Unavailable
+from ecompute.cluster.documents import Assignment, Power, Role, Seen, Unreadable
+from ecompute.cluster.errors import (
+    Cancelled,
+    CloudError,
+    CompareFailed,
+    DeadlineExceeded,
+    OnHold,
+    Refused,
+    StepFailed,
+    Unavailable,
+    one_line,
+)
 from ecompute.cluster.failpoint import reach
 from ecompute.cluster.periodic import Periodic
 from ecompute.cluster.retries import Retries
@@ -43,6 +53,7 @@ PHASE = {
     Step.REMEMBER_BUILDING: Phase.BUILDING,
     Step.REMEMBER_STARTING: Phase.STARTING,
     Step.REMEMBER_RUNNING: Phase.RUNNING,
+    Step.REMEMBER_UNDOING: Phase.UNDOING,
     Step.REMEMBER_REMOVING: Phase.REMOVING,
     Step.REMEMBER_REMOVED: Phase.REMOVED,
 }
@@ -145,6 +156,9 @@ class InstanceReconciler:
             self._scanning.wake()
             return
         uuid = keys.last(change.key)
+        if not keys.is_uuid(uuid):
+            log.error("%s names no instance and is passed over", change.key)
+            return
         before = None if change.before is None else change.before.value
         if change.after is None or (before is not None and _is_other_work(before, change.after.value)):
             self._lanes.cancel(uuid)
@@ -169,7 +183,7 @@ class InstanceReconciler:
                 self._memberships.adopt(item.value.uuid, item.value.spec.interfaces)
         remembered = {uuid for uuid, record in self._memory.records().items() if record.phase is not Phase.REMOVED}
         uuids = domains | {i.value.uuid for i in wanted.items} | reported | remembered | self._actuator.with_files()
-        for uuid in sorted(uuids - unreadable):
+        for uuid in sorted(filter(keys.is_uuid, uuids - unreadable)):
             self._lanes.wake(uuid)
         if not unreadable:
             self._memberships.sweep({vni for i in wanted.items for vni in (n.vni for n in i.value.spec.interfaces)})
@@ -201,13 +215,18 @@ class InstanceReconciler:
         except CloudError as error:
             log.error("instance %s: %s", work.uuid, error)
             self._retries.later(work.uuid, FAILED_RETRY_S)
+        except Exception:
+            log.exception("instance %s: nobody foresaw this", work.uuid)
+            self._retries.later(work.uuid, FAILED_RETRY_S)
 
     def _converge(self, work: Work) -> None:
         uuid = work.uuid
         with work.step("read", DEFAULT_DEADLINE_S):
             assignment = self._store.get(keys.assignment(self._provider, uuid), Assignment)
-            reported = self._store.get(keys.seen(self._provider, uuid), Seen)
+            reported = self._reported(uuid)
         wanted = None if assignment is None else assignment.value
+        if wanted is not None and wanted.uuid != uuid:
+            raise Refused(f"assignment {uuid} is about {one_line(wanted.uuid, 50)}", hint="it is left alone; delete it")
         try:
             with work.step("look", DEFAULT_DEADLINE_S):
                 found = self._actuator.look(uuid, wanted)
@@ -224,7 +243,7 @@ class InstanceReconciler:
             record,
             hold=self._hold_reason() is not None,
             boot_id=self._boot_id,
-            reported=None if reported is None else reported.value,
+            reported=reported,
         )
         planned = make()
         if Step.REPORT_CREATING in planned.steps:
@@ -245,9 +264,21 @@ class InstanceReconciler:
             self._run(work, planned, assignment, found)
         except (Cancelled, DeadlineExceeded, CompareFailed, Unavailable, OnHold):
             raise
-        except CloudError as error:
-            log.error("instance %s: %s", uuid, error)
-            self._clean_up(work, planned, assignment, str(error))
+        except ImagePendingError:
+            raise
+        except Exception as error:
+            known = error if isinstance(error, CloudError) else StepFailed(f"{type(error).__name__}: {error}")
+            log.error("instance %s: %s", uuid, known, exc_info=None if known is error else error)
+            self._clean_up(work, planned, assignment, str(known))
+
+    def _reported(self, uuid: str) -> Seen | None:
+        """Return this host's report; one that cannot be read is none, and is written anew."""
+        try:
+            found = self._store.get(keys.seen(self._provider, uuid), Seen)
+        except Unreadable as error:
+            log.error("%s", error)
+            return None
+        return None if found is None else found.value
 
     def _answer(self, uuid: str, is_nothing: bool) -> None:
         with self._lock:
@@ -284,20 +315,20 @@ class InstanceReconciler:
                 elif step is Step.CLEAR_REPORT:
                     self._reporter.clear(work.uuid)
                 elif step.is_memory:
-                    self._memory.remember(self._record(step, work.uuid, wanted))
+                    self._memory.remember(self._record(step, work.uuid, wanted, planned.error))
                 elif step is Step.FORGET:
                     self._memory.forget(work.uuid)
                 else:
                     self._actuator.do(step, work.uuid, wanted)
                 reach(f"{step}.after")
 
-    def _record(self, step: Step, uuid: str, assignment: Assignment | None) -> Record:
+    def _record(self, step: Step, uuid: str, assignment: Assignment | None, error: str | None) -> Record:
         before = self._memory.record(uuid)
         epoch = assignment.epoch if assignment is not None else before.epoch if before is not None else 0
         power = before.power if before is not None else Power.UNKNOWN
         if step is Step.REMEMBER_RUNNING:
             power = self._actuator.look(uuid, assignment).domain or Power.OFF
-        return Record(uuid=uuid, epoch=epoch, phase=PHASE[step], boot_id=self._boot_id, power=power)
+        return Record(uuid=uuid, epoch=epoch, phase=PHASE[step], boot_id=self._boot_id, power=power, error=error)
 
 
 def _is_other_work(before: Assignment, after: Assignment) -> bool:

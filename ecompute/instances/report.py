@@ -23,6 +23,7 @@ _STATE_OF_PHASE = {
     Phase.BUILDING: State.CREATING,
     Phase.STARTING: State.CREATING,
     Phase.RUNNING: State.CREATED,
+    Phase.UNDOING: State.ERROR,
     Phase.REMOVING: State.DELETING,
     Phase.REMOVED: State.DELETING,
 }

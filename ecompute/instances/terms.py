@@ -30,6 +30,8 @@ class Step(StrEnum):
     """The state is as it was; power, addresses, generation or error are not."""
     REPORT_DELETING = "report-deleting"
     REMEMBER_REMOVING = "remember-removing"
+    REMEMBER_UNDOING = "remember-undoing"
+    """Also the reason: it is to be reported by whoever ends the undoing."""
     STOP = "stop"
     UNDEFINE = "undefine"
     LEAVE_NETWORK = "leave-network"
@@ -69,6 +71,8 @@ class Phase(StrEnum):
     BUILDING = "building"
     STARTING = "starting"
     RUNNING = "running"
+    UNDOING = "undoing"
+    """It was never started, its first start failed, and what was made for it is being taken away."""
     REMOVING = "removing"
     REMOVED = "removed"
 
@@ -104,6 +108,8 @@ class Record(Document, frozen=True, kw_only=True):
     boot_id: str = ""
     """The boot of the host in which ``power`` was seen."""
     power: Power = Power.UNKNOWN
+    error: str | None = None
+    """Why its build is, or was, undone."""
 
 
 @dataclass(frozen=True)

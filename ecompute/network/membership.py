@@ -16,6 +16,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 from ecompute.cluster import keys
 from ecompute.cluster.documents import Interface, Network, NetworkHost, Port
@@ -37,6 +38,7 @@ class Memberships:
 
     Args:
         provider: the host's provider uuid.
+        memory: a directory in which it is remembered which networks were brought up here.
         is_held: whether the host is on hold.
     """
 
@@ -46,6 +48,7 @@ class Memberships:
         watcher: Watcher,
         reconciler: NetworkReconciler,
         provider: str,
+        memory: Path,
         *,
         is_held: Callable[[], bool],
     ) -> None:
@@ -53,6 +56,8 @@ class Memberships:
         self._watcher = watcher
         self._reconciler = reconciler
         self._provider = provider
+        self._memory = memory
+        memory.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._is_held = is_held
         self._lock = threading.Lock()
         self._users: dict[str, set[str]] = {}
@@ -114,7 +119,11 @@ class Memberships:
         with self._serial(uuid):
             if not self._unuse(interface, instance_uuid):
                 return
-            self._reconciler.remove(interface.vni)
+            with self._lock:
+                is_anothers = interface.vni in self._vnis.values()
+            if not is_anothers:
+                self._reconciler.remove(interface.vni)
+                self._remembered(interface.vni).unlink(missing_ok=True)
 
     def sweep(self, assigned: set[int]) -> None:
         """Take down what is left of networks that no guest here uses (a daemon died while leaving).
@@ -126,15 +135,24 @@ class Memberships:
             return
         with self._lock:
             used = set(self._vnis.values()) | assigned
-        for vni in self._reconciler.present() - used:
+        # Only what this daemon has brought up: another's on this machine is not its own to remove.
+        known = {int(path.name) for path in self._memory.iterdir() if path.name.isdigit()}
+        for vni in known - used:
             try:
                 if self._reconciler.remove_if_empty(vni):
                     log.info("removed what was left of network %d", vni)
+                if vni not in self._reconciler.present():
+                    self._remembered(vni).unlink(missing_ok=True)
             except NetworkError as error:
                 log.warning("what is left of network %d stays: %s", vni, error)
 
+    def _remembered(self, vni: int) -> Path:
+        """The mark that this host has brought a network up; there before its first device."""
+        return self._memory / str(vni)
+
     def _use(self, interface: Interface, instance_uuid: str) -> None:
         uuid = interface.network_uuid
+        self._remembered(interface.vni).touch()
         with self._lock:
             self._users.setdefault(uuid, set()).add(instance_uuid)
             self._vnis[uuid] = interface.vni
@@ -185,8 +203,10 @@ class Memberships:
             with self._lock:
                 if uuid not in self._users:
                     return
-                follows = self._follows[uuid]
+                follows, vni = self._follows[uuid], self._vnis[uuid]
             network = self._store.get(keys.network(uuid), Network)
+            if network is not None and network.value.vni != vni:
+                raise NetworkError(f"network {uuid} has VNI {network.value.vni}, and the assignment says {vni}")
             if network is None:
                 if is_required:
                     raise NetworkError(f"there is no network {uuid}")

@@ -38,6 +38,7 @@ from ecompute.cluster.documents import timestamp
 from ecompute.cluster.errors import Cancelled, CloudError, StorageError, Unavailable
 from ecompute.storage import partial
 from ecompute.storage.fetch.api import ImageSource, Validator, shown
+from ecompute.storage.fetch.local import path_of
 from ecompute.storage.inspect import ImageInfo, inspect
 
 MAX_FETCHES = 32
@@ -76,6 +77,8 @@ class _Entry(msgspec.Struct, frozen=True, kw_only=True):
 @dataclass(eq=False)
 class _Flight:
     url: str
+    is_quick: bool = False
+    """There is a copy to be asked about, or a file of this host: it does not queue behind downloads."""
     waiters: list[Future[Image]] = field(default_factory=list)
     abandoned: threading.Event = field(default_factory=threading.Event)
     sha256: str = ""
@@ -111,8 +114,8 @@ class ImageCache:
         self._clock = clock
         self._lock = threading.Lock()
         self._flights: dict[str, _Flight] = {}
-        self._queue: deque[_Flight] = deque()
-        self._threads: set[threading.Thread] = set()
+        self._queues: dict[bool, deque[_Flight]] = {False: deque(), True: deque()}
+        self._threads: dict[bool, set[threading.Thread]] = {False: set(), True: set()}
         self._asked_at: dict[str, float] = {}
         self._used_at: dict[str, float] = {}
         self._opened_at = monotonic()
@@ -145,13 +148,14 @@ class ImageCache:
                 return future
             flight = self._flights.get(url)
             if flight is None:
-                flight = _Flight(url)
-                self._queue.append(flight)
+                flight = _Flight(url, is_quick=path_of(url) is not None or self._index_of(url).exists())
+                queue = self._queues[flight.is_quick]
+                queue.append(flight)
                 try:
-                    self._staff()
+                    self._staff(flight.is_quick)
                 except RuntimeError as error:  # the machine gives no thread
-                    if not self._threads:
-                        self._queue.remove(flight)
+                    if not self._threads[flight.is_quick]:
+                        queue.remove(flight)
                         future.set_exception(StorageError(f"{shown(url)} cannot be fetched: {error}"))
                         return future
                 self._flights[url] = flight
@@ -192,9 +196,11 @@ class ImageCache:
         """Give up all fetches. Waits a little for them to end; what hangs is left to its thread."""
         with self._lock:
             self._is_closed = True
-            queued = tuple(self._queue)
-            self._queue.clear()
-            flights, threads = tuple(self._flights.values()), tuple(self._threads)
+            queued = tuple(flight for queue in self._queues.values() for flight in queue)
+            for queue in self._queues.values():
+                queue.clear()
+            flights = tuple(self._flights.values())
+            threads = tuple(thread for pool in self._threads.values() for thread in pool)
         for flight in flights:
             flight.abandoned.set()
         for flight in queued:
@@ -205,21 +211,21 @@ class ImageCache:
 
     # --- flights ---------------------------------------------------------------------------------
 
-    def _staff(self) -> None:
+    def _staff(self, is_quick: bool) -> None:
         """Start a thread for what is queued, if one more is allowed. The lock is held."""
-        if len(self._threads) >= self._max_fetches:
+        if len(self._threads[is_quick]) >= self._max_fetches:
             return
-        thread = threading.Thread(target=self._work, name="image-fetch", daemon=True)
+        thread = threading.Thread(target=self._work, args=[is_quick], name="image-fetch", daemon=True)
         thread.start()
-        self._threads.add(thread)
+        self._threads[is_quick].add(thread)
 
-    def _work(self) -> None:
+    def _work(self, is_quick: bool) -> None:
         while True:
             with self._lock:
-                if not self._queue:
-                    self._threads.discard(threading.current_thread())
+                if not self._queues[is_quick]:
+                    self._threads[is_quick].discard(threading.current_thread())
                     return
-                flight = self._queue.popleft()
+                flight = self._queues[is_quick].popleft()
             try:
                 image = self._obtain(flight)
             except Exception as error:  # noqa: BLE001 - it is raised where the image is waited for
@@ -249,13 +255,16 @@ class ImageCache:
                 return
             del self._flights[flight.url]  # who asks from now on begins anew
             flight.abandoned.set()
-            if flight in self._queue:
-                self._queue.remove(flight)
+            if flight in self._queues[flight.is_quick]:
+                self._queues[flight.is_quick].remove(flight)
+
+    def _index_of(self, url: str) -> Path:
+        return self._index / hashlib.sha256(url.encode(errors="surrogatepass")).hexdigest()
 
     # --- one flight, in its thread ---------------------------------------------------------------
 
     def _obtain(self, flight: _Flight) -> Image:
-        url, index = flight.url, self._index / hashlib.sha256(flight.url.encode(errors="surrogatepass")).hexdigest()
+        url, index = flight.url, self._index_of(flight.url)
         entry = self._entry(index)
         cached = self._cached(flight, entry) if entry is not None else None
         with self._lock:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from ecompute.cluster.terminal import say
+from ecompute.cluster.terminal import INTERRUPTED, say
 from eschedule.cli.lifecycle import WAIT_TIMEOUT_S, report, wait_until_it_runs
 from eschedule.cli.output import format_option, show_one
 from eschedule.cli.parameters import timeout_option
@@ -87,7 +87,12 @@ def launch(
             progress.clear()
             say(f"claim lost: {reason}")
 
-        launched = Launcher(cloud, on_step=progress.step, on_refused=refused).launch(request)
+        try:
+            launched = Launcher(cloud, on_step=progress.step, on_refused=refused).launch(request)
+        except KeyboardInterrupt:
+            progress.clear()
+            say("interrupted; `eschedule list` shows whether it was launched all the same")
+            return INTERRUPTED
         progress.clear()
         if not launched.is_host_alive:
             say(f"{launched.host} does not answer: it will build {launched.name} when it is back")

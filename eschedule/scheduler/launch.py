@@ -16,12 +16,13 @@ from dataclasses import dataclass
 from uuid import uuid4
 
 from ecompute.cluster import keys
-from ecompute.cluster.claims import Claim
+from ecompute.cluster.claims import Claim, incarnation_of
 from ecompute.cluster.documents import (
     Assignment,
     Instance,
     Interface,
     Name,
+    Node,
     Resources,
     Role,
     Secrets,
@@ -95,6 +96,7 @@ class Launcher:
         Raises:
             InvalidInput: the request cannot be meant. Nothing was claimed.
             NoRoom: no host takes it. Nothing stays claimed.
+            OnHold: etcd holds no cloud, or has lost it.
             Conflict: see its text. Nothing stays claimed.
             Unavailable: what was claimed is found by the audit after its grace period, unless the
                 instance is there by then.
@@ -104,12 +106,12 @@ class Launcher:
         self._on_step("asking placement for candidates")
         answer = self._cloud.placement.candidates(request.query, limit=CANDIDATES_LIMIT)
         if not answer.items:
-            raise NoRoom(f"no host can serve {request.query}", hint="ask for less, or see `eschedule hosts`")
+            raise self._no_room(f"no host can serve {request.query}", "ask for less, or see `eschedule hosts`")
         hosts = by_host(answer)
         known = targets(self._store, set(hosts.values()))
         choices = ranked(answer, hosts, known, self._rng.getrandbits(64))
         if not choices:
-            raise NoRoom("no host with room takes anything new now", hint="see `eschedule hosts`")
+            raise self._no_room("no host with room takes anything new now", "see `eschedule hosts`")
         claim = self._cloud.claims.begin(uuid, namespace=request.namespace)
         try:
             return self._try_each(request, claim, answer, choices, known)
@@ -124,6 +126,22 @@ class Launcher:
             except Unavailable:
                 self._on_step(f"left {uuid} to the audit")
             raise
+
+    def _no_room(self, text: str, hint: str) -> NoRoom:
+        """Return what to raise. Hosts on hold offer nothing, and then that is the reason, and not the lack of room.
+
+        Raises:
+            OnHold: etcd holds no cloud, or has lost it.
+        """
+        incarnation_of(self._store)
+        nodes = [item.value for item in self._store.list(keys.NODES, Node).items]
+        held = sorted((node for node in nodes if node.hold is not None), key=lambda node: node.name)
+        if not held:
+            return NoRoom(text, hint=hint)
+        return NoRoom(
+            f"{text}: {len(held)} of {len(nodes)} hosts are on hold ({held[0].name}: {held[0].hold})",
+            hint="see `eschedule hosts`; an operator ends a hold with `ecompute adopt`",
+        )
 
     def _try_each(
         self,

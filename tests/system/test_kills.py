@@ -4,25 +4,30 @@ The steps are taken from `plan` itself: a new step is killed at without a line h
 before and after each, is started again, and everything must have come to the same end as without.
 A point that is never reached is a failure: the test would show nothing.
 
-The second host is never killed, and leads the upkeep.
+The second host is never killed, and leads the upkeep. Asked is in this process, by what the tool calls:
+a start of the tool at each of some seventy points would cost a minute.
 """
 
 from __future__ import annotations
 
 import signal
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from cloud import Cluster, Guest, Host, wait_for
+from cloud import MEMORY_MB, Cluster
+from host import Host, wait_for
 from images import ImageServer
 
-from ecompute.cluster import keys
 from ecompute.cluster.documents import Assignment, Instance, Interface, Power, Resources, Role, Spec, State
 from ecompute.instances.plan import Found, Phase, Plan, Record, Step, after_failure, plan
 from ecompute.network.mesh import tap_name
+from eschedule.cloud.connection import Cloud
+from eschedule.cloud.instances import Instances
+from eschedule.scheduler.launch import Launcher
+from eschedule.scheduler.request import LaunchRequest
 
 UUID = "6f2f3a0c-5ad1-4a7c-9c53-0f5d8f1d0001"
 INTERFACE = Interface(uuid="i", network_uuid="n", vni=1, mac="52:54:00:00:00:01", addresses=("10.10.0.5/24",), mtu=1450)
@@ -59,74 +64,112 @@ def test_the_plans_have_the_steps_that_are_killed_at() -> None:
     assert {Step.UNDEFINE, Step.REMOVE_DISK, Step.REPORT_FAILED} <= set(FAILED_LATE.steps)
 
 
+class Asker:
+    """Asks for one guest on the first host, in this process."""
+
+    def __init__(self, cluster: Cluster, cloud: Cloud) -> None:
+        self.cluster = cluster
+        self.host = cluster.hosts[0]
+        self._cloud = cloud
+        self._instances = Instances(cloud)
+        self.uuid = ""
+
+    def launch(self, image: str | None = None) -> None:
+        query = self.cluster.query(self.host, memory_mb=MEMORY_MB)
+        request = LaunchRequest(query=query, image=image or str(self.cluster.image))
+        self.uuid = Launcher(self._cloud).launch(request).uuid
+
+    def destroy(self) -> None:
+        self._instances.destroy(self._instances.find(self.uuid, "system"))
+
+    @property
+    def instance(self) -> Instance:
+        return self._instances.find(self.uuid, "system").value
+
+    def wait_failed(self) -> None:
+        what = "the build is reported as failed"
+        wait_for(lambda: self.instance.state is State.ERROR and self.instance.error, timeout_s=60, what=what)
+
+    def wait_gone(self) -> None:
+        wait_for(lambda: not self.cluster.instances(), timeout_s=60, what="the guest is gone")
+        self.cluster.agree(timeout_s=60)
+
+
+@pytest.fixture
+def asker(cluster: Cluster) -> Iterator[Asker]:
+    with Cloud.from_file(cluster.config) as cloud:
+        yield Asker(cluster, cloud)
+
+
 @pytest.mark.parametrize("failpoint", _points(BUILD.steps))
-def test_a_build_that_was_killed_ends_with_one_guest(cluster: Cluster, failpoint: str) -> None:
-    host = cluster.hosts[0]
-    host.kill()
-    guest = cluster.launch(host=host, wait=False)
-    _die_at(host, failpoint)
-    host.start()
+def test_a_build_that_was_killed_ends_with_one_guest(cluster: Cluster, asker: Asker, failpoint: str) -> None:
+    asker.host.kill()
+    asker.launch()
+    _die_at(asker.host, failpoint)
+    asker.host.start()
     cluster.agree(timeout_s=60)
-    _destroy(cluster, guest)
+    asker.destroy()
+    asker.wait_gone()
 
 
 @pytest.mark.parametrize("failpoint", _points(REMOVAL.steps))
-def test_a_removal_that_was_killed_leaves_nothing(cluster: Cluster, failpoint: str) -> None:
-    host = cluster.hosts[0]
-    guest = cluster.launch(host=host)
-    host.kill()
-    cluster.eschedule("destroy", "--no-wait", guest.uuid)
-    _die_at(host, failpoint)
-    host.start()
-    _wait_gone(cluster)
+def test_a_removal_that_was_killed_leaves_nothing(cluster: Cluster, asker: Asker, failpoint: str) -> None:
+    asker.launch()
+    cluster.agree(timeout_s=60)
+    asker.host.kill()
+    asker.destroy()
+    _die_at(asker.host, failpoint)
+    asker.host.start()
+    asker.wait_gone()
 
 
 @pytest.mark.parametrize("failpoint", _points(FAILED_EARLY.steps))
-def test_the_end_of_a_build_without_a_disk_is_the_same_when_killed(
-    cluster: Cluster, images: ImageServer, tmp_path: Path, failpoint: str
+def test_a_build_without_a_disk_fails_alike_when_killed(
+    cluster: Cluster, asker: Asker, images: ImageServer, tmp_path: Path, failpoint: str
 ) -> None:
     large = tmp_path / "large.qcow2"
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", large, "3G"], check=True)
-    host = cluster.hosts[0]
-    host.kill()
-    guest = cluster.launch("--image", images.serving(large.read_bytes()), host=host, wait=False)
-    _die_at(host, failpoint)
-    host.start()
-    _wait_failed(cluster, guest)
+    asker.host.kill()
+    asker.launch(images.serving(large.read_bytes()))
+    _die_at(asker.host, failpoint)
+    asker.host.start()
+    asker.wait_failed()
+    assert "3" in (asker.instance.error or ""), f"the reason is lost: {asker.instance.error}"
     cluster.agree(timeout_s=60)
-    _destroy(cluster, guest)
+    asker.destroy()
+    asker.wait_gone()
 
 
 @pytest.mark.parametrize("failpoint", _points(FAILED_LATE.steps))
-def test_the_end_of_a_build_without_a_start_is_the_same_when_killed(cluster: Cluster, failpoint: str) -> None:
-    host = cluster.hosts[0]
-    host.kill()
-    guest = cluster.launch(host=host, wait=False)
-    tap = tap_name(_instance(cluster, guest).spec.interfaces[0].uuid)
-    host.run("ip", "link", "add", tap, "type", "bridge")  # in the guest's way: its domain cannot start
+def test_a_build_without_a_start_fails_alike_when_killed(cluster: Cluster, asker: Asker, failpoint: str) -> None:
+    asker.host.kill()
+    asker.launch()
+    tap = tap_name(asker.instance.spec.interfaces[0].uuid)
+    asker.host.run("ip", "link", "add", tap, "type", "bridge")  # in the guest's way: its domain cannot start
     try:
-        _die_at(host, failpoint)
-        host.start()
-        _wait_failed(cluster, guest)
+        _die_at(asker.host, failpoint)
+        asker.host.start()
+        asker.wait_failed()
     finally:
-        host.run("ip", "link", "delete", tap)
+        asker.host.run("ip", "link", "delete", tap)
+    assert tap in (asker.instance.error or ""), f"the reason is lost: {asker.instance.error}"
     cluster.agree(timeout_s=60)
-    _destroy(cluster, guest)
+    asker.destroy()
+    asker.wait_gone()
 
 
 @pytest.mark.parametrize("failpoint", [point for point in _points(BUILD.steps) if point.endswith("before")])
-def test_two_who_destroy_at_once_in_the_middle_of_a_build_end_it(cluster: Cluster, failpoint: str) -> None:
-    host = cluster.hosts[0]
-    host.kill()
-    guest = cluster.launch(host=host, wait=False)
-    host.start(failpoint=f"{failpoint}:stop")
-    wait_for(lambda: _is_stopped(host), what=f"the daemon is in the middle of {failpoint}")
+def test_two_who_destroy_at_once_in_the_middle_of_a_build_end_it(asker: Asker, failpoint: str) -> None:
+    asker.host.kill()
+    asker.launch()
+    asker.host.start(failpoint=f"{failpoint}:stop")
+    wait_for(lambda: _is_stopped(asker.host), what=f"the daemon is in the middle of {failpoint}")
     with ThreadPoolExecutor(2) as pool:
-        both = [pool.submit(cluster.eschedule, "destroy", "--no-wait", guest.uuid) for _ in range(2)]
-        assert [one.result() for one in both] == [(0, "", "")] * 2
-    assert _instance(cluster, guest).state is State.DELETING
-    host.daemon.child.resume()
-    _wait_gone(cluster)
+        for one in [pool.submit(asker.destroy) for _ in range(2)]:
+            one.result()
+    assert asker.instance.state is State.DELETING
+    asker.host.daemon.child.resume()
+    asker.wait_gone()
 
 
 def _die_at(host: Host, failpoint: str) -> None:
@@ -139,28 +182,3 @@ def _is_stopped(host: Host) -> bool:
     state = Path(f"/proc/{host.daemon.child.pid}/stat").read_text().rpartition(")")[2].split()[0]
     assert state != "Z", host.daemon.child.log_tail()
     return state == "T"
-
-
-def _instance(cluster: Cluster, guest: Guest) -> Instance:
-    found = cluster.store.get(keys.instance(guest.uuid), Instance)
-    assert found is not None
-    return found.value
-
-
-def _wait_failed(cluster: Cluster, guest: Guest) -> None:
-    def has_failed() -> bool:
-        instance = _instance(cluster, guest)
-        return instance.state is State.ERROR and bool(instance.error)
-
-    wait_for(has_failed, timeout_s=60, what="the build is reported as failed")
-
-
-def _destroy(cluster: Cluster, guest: Guest) -> None:
-    # Its host's lease may be run out, after the daemon has died: `destroy` would not wait.
-    cluster.eschedule("destroy", "--no-wait", guest.uuid)
-    _wait_gone(cluster)
-
-
-def _wait_gone(cluster: Cluster) -> None:
-    wait_for(lambda: not cluster.instances(), timeout_s=60, what="the guest is gone")
-    cluster.agree(timeout_s=60)

@@ -67,7 +67,7 @@ class Election:
         term = self.term
         if term is not None:
             return term
-        if self._store.get(self._key, Lead) is not None:
+        if self._store.keys(self._key, limit=1)[0]:
             return None
         lease = self._store.lease(LEASE_TTL_S, on_lost=self._lost)
         try:

@@ -41,7 +41,7 @@ def take_short(store: Store, placement: Placement, clock: Callable[[], float]) -
         Unavailable: etcd or placement does not answer.
     """
     began_s = clock()
-    announced = [keys.last(key) for key in store.keys(keys.INTENTS)[0]]
+    announced = [uuid for key in store.keys(keys.INTENTS)[0] if keys.is_uuid(uuid := keys.last(key))]
     allocations = _allocations_of(placement, announced)
     intents = _intents(store)
     found = store.get_many([keys.instance(consumer) for consumer in allocations], Instance)
@@ -82,10 +82,11 @@ def take_full(store: Store, placement: Placement, clock: Callable[[], float]) ->
     nowhere = {o.instance_uuid for o in owned.values()} - instances.keys() - intents.keys()
     consumers_of = _consumers_of(allocations, allocations.keys() - instances.keys())
     for uuid in nowhere & hosts_of.keys():
-        consumers_of.setdefault(hosts_of[uuid], set()).add(uuid)
+        if keys.is_uuid(uuid) and keys.is_uuid(hosts_of[uuid]):
+            consumers_of.setdefault(hosts_of[uuid], set()).add(uuid)
     hosts = _hosts(store, consumers_of)
     # A host that cannot answer may still run what its keys are about: those are not looked at.
-    mute = {uuid for uuid in nowhere if uuid not in hosts_of or not hosts[hosts_of[uuid]].can_answer}
+    mute = {uuid for uuid in nowhere if not hosts.get(hosts_of.get(uuid, ""), HostLook()).can_answer}
     return Look(
         began_s=began_s,
         ended_s=clock(),
@@ -99,7 +100,8 @@ def take_full(store: Store, placement: Placement, clock: Callable[[], float]) ->
 
 
 def _intents(store: Store) -> dict[str, int]:
-    return {keys.last(item.key): item.mod_revision for item in store.list(keys.INTENTS, Intent).items}
+    listing = store.list(keys.INTENTS, Intent)
+    return {uuid: item.mod_revision for item in listing.items if keys.is_uuid(uuid := keys.last(item.key))}
 
 
 def _allocations_of(placement: Placement, consumers: list[str]) -> dict[str, Held]:
@@ -125,7 +127,8 @@ def _owned(store: Store) -> tuple[dict[str, Owned], dict[str, str]]:
     """Return the keys that go with instances, and {instance: provider} as the ports say."""
     owned: dict[str, Owned] = {}
     hosts_of: dict[str, str] = {}
-    networks = {keys.parts(key)[1] for key in store.keys(keys.NETWORKS)[0]}
+    parts = [keys.parts(key) for key in store.keys(keys.NETWORKS)[0]]
+    networks = {network for _, network, *_ in (p for p in parts if len(p) > 1) if keys.is_uuid(network)}
     for network in sorted(networks):
         for port in store.list(keys.ports(network), Port).items:
             owned[port.key] = Owned(port.value.instance_uuid, port.mod_revision)
@@ -133,7 +136,7 @@ def _owned(store: Store) -> tuple[dict[str, Owned], dict[str, str]]:
         for lock in store.list(keys.addresses(network), AddressLock).items:
             owned[lock.key] = Owned(lock.value.instance_uuid, lock.mod_revision)
     for name in store.list(keys.NAMES, Name).items:
-        if keys.parts(name.key)[2] == INSTANCE:
+        if keys.parts(name.key)[2:3] == [INSTANCE]:
             owned[name.key] = Owned(name.value.uuid, name.mod_revision)
     return owned, hosts_of
 

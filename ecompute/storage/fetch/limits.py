@@ -24,6 +24,8 @@ class Limits:
     stall_s: float = 30.0
     """In any such time `stall_bytes` must come; before the first byte too."""
     stall_bytes: int = 30_000
+    total_s: float = 3600.0
+    """The whole fetch, however fast it is: one that trickles would keep its place for ever."""
     redirects: int = 5
     kept_free_bytes: int = 256 << 20
     """What an image leaves free on the disk."""

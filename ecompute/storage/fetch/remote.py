@@ -25,6 +25,7 @@ from ecompute.storage.fetch.limits import NETWORK_CHUNK_BYTES, Limits, Sink
 from ecompute.storage.fetch.transport import Door, Watch, session
 
 MAX_URL_CHARACTERS = 8192
+MAX_LENGTH_DIGITS = 18
 _REDIRECTS = (301, 302, 303, 307, 308)
 
 
@@ -162,7 +163,7 @@ def _check_headers(response: requests.Response, url: str) -> int | None:
     length = headers.get("Content-Length")
     if "chunked" in headers.get("Transfer-Encoding", "").lower():
         return None
-    if length is None or not length.isascii() or not length.isdigit():
+    if length is None or not length.isascii() or not length.isdigit() or len(length) > MAX_LENGTH_DIGITS:
         raise InvalidImage(
             f"{shown(url)}: the server does not say how long the image is, a truncated one could not be noticed",
             hint="use a server that sends Content-Length",
@@ -209,7 +210,7 @@ def _explained(url: str, watch: Watch) -> Iterator[None]:
         Unavailable,
         InvalidImage,
         OSError,
-        UnicodeError,
+        ValueError,
     ) as error:
         if watch.reason == "cancelled":
             raise Cancelled(f"the fetch of {name} was given up") from error

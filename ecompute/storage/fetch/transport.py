@@ -40,6 +40,7 @@ class Watch:
         self.reason: Literal["cancelled", "stalled"] | None = None
         self._cancelled = cancelled
         self._pace = Pace(limits.stall_s, limits.stall_bytes, time.monotonic())
+        self._deadline = time.monotonic() + limits.total_s
         self._lock = threading.Lock()
         self._sockets: list[socket.socket] = []
         self._bytes = 0
@@ -63,7 +64,7 @@ class Watch:
             with self._lock:
                 if is_cancelled:
                     self.reason = "cancelled"
-                elif self._pace.is_stalled(time.monotonic(), self._bytes):
+                elif time.monotonic() > self._deadline or self._pace.is_stalled(time.monotonic(), self._bytes):
                     self.reason = "stalled"
                 if self.reason is not None:
                     for connection in self._sockets:

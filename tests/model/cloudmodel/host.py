@@ -43,6 +43,7 @@ PHASES = {
     Step.REMEMBER_BUILDING: Phase.BUILDING,
     Step.REMEMBER_STARTING: Phase.STARTING,
     Step.REMEMBER_RUNNING: Phase.RUNNING,
+    Step.REMEMBER_UNDOING: Phase.UNDOING,
     Step.REMEMBER_REMOVING: Phase.REMOVING,
     Step.REMEMBER_REMOVED: Phase.REMOVED,
 }
@@ -320,7 +321,7 @@ class Daemon:
         """Return what follows a failure where the rules about it are broken."""
         steps = follows.steps
         if not self.rules.host_remembers_the_undo:
-            steps = tuple(step for step in steps if step is not Step.REMEMBER_REMOVING)
+            steps = tuple(step for step in steps if step is not Step.REMEMBER_UNDOING)
         if not self.rules.host_keeps_what_may_have_run and Step.START in planned.steps:
             steps = (Step.STOP, Step.UNDEFINE, Step.REMOVE_DISK, Step.REMEMBER_REMOVED, Step.REPORT_FAILED)
         return Plan(steps, follows.reason, follows.error)

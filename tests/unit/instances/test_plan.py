@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from ecompute.cluster.documents import Assignment, Interface, Power, Resources, Role, Seen, Spec, State
 from ecompute.instances.plan import Found, Phase, Plan, Record, Step, after_failure, has_nothing, plan
@@ -242,9 +243,22 @@ def test_a_failed_build_is_undone_and_its_claim_comes_back() -> None:
 
 def test_the_undo_of_a_failed_start_is_remembered_before_it_begins() -> None:
     undone = after_failure(decide(assignment()), ALL_OFF, record(Phase.STARTING), "qemu says no")
-    assert undone.steps[0] is Step.REMEMBER_REMOVING
-    interrupted = decide(assignment(), Found(has_config_drive=True), record(Phase.REMOVING))
-    assert interrupted.steps == (Step.REMOVE_CONFIG_DRIVE, Step.REMEMBER_REMOVED, Step.REPORT_FAILED)
+    assert undone.steps[0] is Step.REMEMBER_UNDOING
+
+
+@pytest.mark.parametrize("found", [ALL_OFF, Found(has_config_drive=True), NOTHING])
+def test_an_interrupted_undo_is_ended_and_reported_with_its_reason(found: Found) -> None:
+    interrupted = decide(assignment(), found, structs.replace(record(Phase.UNDOING), error="qemu says no"))
+    assert interrupted.steps[-2:] == (Step.REMEMBER_REMOVED, Step.REPORT_FAILED)
+    assert (Step.UNDEFINE in interrupted.steps, Step.REMOVE_DISK in interrupted.steps) == (found is ALL_OFF,) * 2
+    assert interrupted.error == "qemu says no"
+    unreported = decide(assignment(), NOTHING, structs.replace(record(Phase.REMOVED), error="qemu says no"))
+    assert (unreported.steps, unreported.error) == ((Step.REPORT_FAILED,), "qemu says no")
+
+
+def test_a_guest_that_runs_in_the_middle_of_its_undoing_is_kept() -> None:
+    steps = decide(assignment(), ALL_ON, record(Phase.UNDOING)).steps
+    assert steps == (Step.REMEMBER_RUNNING, Step.REPORT_CREATED)
 
 
 @pytest.mark.parametrize("phase", [Phase.STARTING, Phase.RUNNING])
@@ -316,7 +330,10 @@ def test_a_disk_is_made_only_where_nothing_was_ever_started(
 
 
 @given(FOUND, RECORDS, REPORTS)
-def test_only_an_absent_role_removes_a_guest(found: Found, known: Record | None, reported: Seen | None) -> None:
+def test_only_an_absent_role_removes_what_may_have_run(
+    found: Found, known: Record | None, reported: Seen | None
+) -> None:
+    assume(known is None or known.phase is not Phase.UNDOING)
     steps = decide(assignment(), found, known, reported=reported).steps
     assert not set(steps) & {Step.STOP, Step.UNDEFINE, Step.REMOVE_DISK}
 
