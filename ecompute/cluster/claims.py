@@ -88,6 +88,10 @@ class Claim:
         reach("claim.requested")
         return revision
 
+    def same_incarnation(self) -> Compare:
+        """Return the comparison that what is allocated for this claim carries besides."""
+        return unchanged(self._incarnation)
+
     def settle(self) -> bool:
         """After a request whose answer was lost: return whether it was written. If not, it never will be.
 

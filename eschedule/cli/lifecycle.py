@@ -136,22 +136,24 @@ def _ask(instances: Instances, ref: str, namespace: str) -> Versioned[Instance] 
 
 def _wait_until_gone(instances: Instances, instance: Instance, timeout_s: float, progress: Progress) -> int:
     from ecompute.cluster.errors import DeadlineExceeded, NotFound
+    from eschedule.cloud.instances import HostSilent
 
     try:
         found = instances.find(instance.uuid, instance.namespace)
-    except NotFound:
-        return 0
-    if not instances.is_host_alive(instance.provider):
-        progress.clear()
-        say(f"{instance.name}: its host does not answer, and will remove it when it is back")
-        return 0
-    try:
+        if not instances.is_host_alive(instance.provider):
+            raise HostSilent(f"the host of {instance.name} does not answer")
         instances.wait(
             found,
             until=frozenset(),
             timeout_s=timeout_s,
+            is_host_needed=True,
             on_view=lambda state, doing: progress.step(f"{instance.name} is {state}: {doing}"),
         )
+    except NotFound:
+        pass
+    except HostSilent:
+        progress.clear()
+        say(f"{instance.name}: its host does not answer, and will remove it when it is back")
     except DeadlineExceeded as error:
         progress.clear()
         say(f"error: {error}")

@@ -24,6 +24,12 @@ from eschedule.cloud.connection import Cloud
 PAGE = 100
 TICK_S = 1.0
 """How often a wait says how long it has taken, and looks again although nothing woke it."""
+SILENCE_S = 5.0
+"""For so long a daemon may be away (it is started anew) before it counts as not answering."""
+
+
+class HostSilent(DeadlineExceeded):
+    """Nothing will change before the host's daemon is back."""
 
 
 @dataclass(frozen=True)
@@ -164,6 +170,7 @@ class Instances:
         *,
         until: frozenset[State],
         timeout_s: float,
+        is_host_needed: bool = False,
         on_view: Callable[[State, str], None] = lambda state, doing: None,
     ) -> View | None:
         """Wait until the instance is in one of the states ``until``; return it then.
@@ -171,14 +178,17 @@ class Instances:
         Returns ``None`` once its keys are gone. ``finish`` is run when the host's report allows it.
 
         Args:
+            is_host_needed: do not wait for a host that does not answer any more.
             on_view: called with the state and the last event whenever something changes, and once a
                 second in between.
 
         Raises:
+            HostSilent: with ``is_host_needed``, its host has not answered for `SILENCE_S`.
             DeadlineExceeded: it took longer than ``timeout_s``; the instance goes on by itself.
         """
         value = instance.value
-        deadline = time.monotonic() + timeout_s
+        answered = time.monotonic()
+        deadline = answered + timeout_s
         with self._wakes(value.uuid, provider=value.provider) as woken:
             while True:
                 current = self._store.get(instance.key, Instance)
@@ -189,6 +199,11 @@ class Instances:
                 on_view(view.state, events[-1].message if events else "")
                 if view.seen is not None and view.seen.is_gone:
                     self.finish(value.uuid)
+                elif is_host_needed:
+                    now = time.monotonic()
+                    answered = now if self.is_host_alive(value.provider) else answered
+                    if now - answered > SILENCE_S:
+                        raise HostSilent(f"the host of {value.name} ({value.uuid}) does not answer")
                 if view.state in until:
                     return view
                 left = deadline - time.monotonic()

@@ -56,18 +56,21 @@ class Networks:
         self._rng = rng or random.Random()  # noqa: S311 - spreads choices, guards nothing
         self._now = now
 
-    def default(self, namespace: str, cidr: ipaddress.IPv4Network, underlay_mtu: int) -> Versioned[Network]:
+    def default(
+        self, namespace: str, cidr: ipaddress.IPv4Network, underlay_mtu: int, *, guard: Compare
+    ) -> Versioned[Network]:
         """Return the default network of ``namespace``, made now if this is its first use.
 
         Args:
             cidr: its range, if it has to be made. Ranges of different networks may overlap.
             underlay_mtu: MTU in bytes of the network that carries it, if it has to be made.
+            guard: compared when it is made: the incarnation of the data.
         """
         for _ in range(8):
             found = self._named(namespace, DEFAULT_NAME)
             if found is not None:
                 return found
-            made = self._make(namespace, DEFAULT_NAME, cidr, underlay_mtu - VXLAN_OVERHEAD)
+            made = self._make(namespace, DEFAULT_NAME, cidr, underlay_mtu - VXLAN_OVERHEAD, guard)
             if made is not None:
                 return made
         raise Conflict(f"the default network of {namespace} could not be made", hint="try again")
@@ -139,7 +142,9 @@ class Networks:
         found, _ = self._store.keys(keys.named(namespace, KIND, name), limit=1)
         return self._store.get(keys.network(keys.last(found[0])), Network) if found else None
 
-    def _make(self, namespace: str, name: str, cidr: ipaddress.IPv4Network, mtu: int) -> Versioned[Network] | None:
+    def _make(
+        self, namespace: str, name: str, cidr: ipaddress.IPv4Network, mtu: int, guard: Compare
+    ) -> Versioned[Network] | None:
         """Make the network; ``None`` if somebody else was first, or the VNI drawn was taken."""
         uuid = str(uuid4())
         vni = self._rng.randint(VNI_FIRST, VNI_LAST)
@@ -155,7 +160,7 @@ class Networks:
         )
         try:
             revision = self._store.commit(
-                [absent_under(keys.named(namespace, KIND, name)), absent(keys.vni(vni))],
+                [guard, absent_under(keys.named(namespace, KIND, name)), absent(keys.vni(vni))],
                 [
                     Put(keys.network(uuid), network),
                     Put(keys.vni(vni), Vni(network_uuid=uuid)),

@@ -201,7 +201,12 @@ class Launcher:
     def _write(self, request: LaunchRequest, claim: Claim, candidate: Candidate, target: Target) -> Launched:
         node = target.node.value
         uuid = claim.consumer
-        network = self._networks.default(request.namespace, self._cloud.settings.default_network, node.underlay_mtu)
+        network = self._networks.default(
+            request.namespace,
+            self._cloud.settings.default_network,
+            node.underlay_mtu,
+            guard=claim.same_incarnation(),
+        )
         port = self._networks.port(network, instance_uuid=uuid, interface_uuid=str(uuid4()), node=target.node, epoch=1)
         instance = _instance(request, uuid, node.provider, candidate, port.interface, timestamp(self._now()))
         compares: list[Compare] = [

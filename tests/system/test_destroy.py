@@ -119,3 +119,18 @@ def test_destroy_on_a_host_that_does_not_answer_is_done_when_it_is_back(cluster:
     guest.host.start()
     wait_for(lambda: not cluster.instances(), what="the guest is gone")
     cluster.agree()
+
+
+def test_a_destroy_that_waits_ends_when_its_host_stops_answering(cluster: Cluster) -> None:
+    guest = cluster.launch()
+    guest.host.daemon.child.suspend()
+    with cluster.eschedule_running("destroy", guest.uuid) as process:
+        wait_for(lambda: cluster.show(guest.uuid)["state"] == "deleting", what="its host is told")
+        guest.host.kill()  # its lease lives on for a while
+        stdout, stderr = process.communicate(timeout=90)
+    assert (process.returncode, stdout) == (0, "")
+    assert stderr.startswith(f"{guest.name}: ")
+    assert "when it is back" in stderr
+    guest.host.start()
+    wait_for(lambda: not cluster.instances(), what="the guest is gone")
+    cluster.agree(timeout_s=60)

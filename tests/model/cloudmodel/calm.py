@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cloudmodel.actors import upkeep
+from cloudmodel.etcd import Entry
 from cloudmodel.rules import Violated
 from cloudmodel.world import Fate, World
 
@@ -31,35 +32,39 @@ def calm_down(world: World) -> None:
         let_a_round_pass(world, may_adopt=True)
 
 
-def let_a_round_pass(world: World, *, may_adopt: bool = False) -> None:
-    """Everybody who is not paused or killed gets their turns, and then a minute passes."""
-    for host in world.hosts.values():
-        daemon = host.daemon
-        if daemon is None or daemon.process.is_paused:
-            continue
+def let_a_round_pass(
+    world: World, *, turns: int = TURNS, pace: int = 4, has_lanes: bool = True, may_adopt: bool = False
+) -> None:
+    """Everybody who is not paused or killed gets ``turns`` turns; after a whole round a minute passes.
+
+    Args:
+        pace: how many steps a process takes in a turn.
+        has_lanes: whether the lanes of the hosts work; without, they only answer questions.
+    """
+    daemons = [host.daemon for host in world.hosts.values() if host.daemon and not host.daemon.process.is_paused]
+    for daemon in daemons:
         daemon.examine()
         if daemon.hold is not None and may_adopt:
             daemon.adopt()
         daemon.heartbeat()
-    for turn in range(TURNS):
+    for turn in range(turns):
         for process in list(world.processes):
             if not process.is_done and not process.is_paused:
-                world.run(process, 4)
-        for host in world.hosts.values():
-            daemon = host.daemon
-            if daemon is None or daemon.process.is_paused:
-                continue
-            for uuid in sorted({e.value.instance_uuid for e in _questions(world, host.provider)}):
-                daemon.run(uuid, LANE_STEPS, Fate.FINE)
+                world.run(process, pace)
+        for daemon in daemons:
+            for uuid in sorted({e.value.instance_uuid for e in _questions(world, daemon.host.provider)}):
+                if has_lanes:
+                    daemon.run(uuid, LANE_STEPS, Fate.FINE)
                 daemon.answer(uuid, 3, Fate.FINE)
-            if turn % 6 == 0:
-                for uuid in sorted(host.known()):
+            if has_lanes and turn % 6 == 0:
+                for uuid in sorted(daemon.host.known()):
                     daemon.run(uuid, LANE_STEPS, Fate.FINE)
         world.check()
-    world.advance(61)
+    if turns == TURNS:
+        world.advance(61)
 
 
-def _questions(world: World, provider: str) -> list:  # type: ignore[type-arg]
+def _questions(world: World, provider: str) -> list[Entry]:
     asked = world.etcd.below(keys.operations(provider)).values()
     return [entry for entry in asked if entry.value.answer is None]
 

@@ -320,8 +320,6 @@ class Daemon:
     def _broken(self, follows: Plan, uuid: str, planned: Plan) -> Plan:
         """Return what follows a failure where the rules about it are broken."""
         steps = follows.steps
-        if not self.rules.host_remembers_the_undo:
-            steps = tuple(step for step in steps if step is not Step.REMEMBER_UNDOING)
         if not self.rules.host_keeps_what_may_have_run and Step.START in planned.steps:
             steps = (Step.STOP, Step.UNDEFINE, Step.REMOVE_DISK, Step.REMEMBER_REMOVED, Step.REPORT_FAILED)
         return Plan(steps, follows.reason, follows.error)
@@ -332,6 +330,8 @@ class Daemon:
             steps.remove(Step.REMEMBER_STARTING)
         for step in steps:
             yield step.value
+            if self._holds and step.changes_host:
+                return
             if step.is_report or step is Step.CLEAR_REPORT:
                 self._report(step, uuid, assignment, as_read, planned.error)
             elif step.is_memory:

@@ -6,7 +6,7 @@ import sys
 from typing import ClassVar
 
 from cloudmodel.actors import destroy, schedule, upkeep
-from cloudmodel.calm import calm_down, check_the_end, let_a_round_pass
+from cloudmodel.calm import TURNS, calm_down, check_the_end, let_a_round_pass
 from cloudmodel.etcd import Delete, Etcd
 from cloudmodel.host import Daemon, Host
 from cloudmodel.placement import Allocation
@@ -19,7 +19,7 @@ from ecompute.cluster import keys
 from ecompute.cluster.documents import Power
 
 INSTANCES = 5
-COUNTS = st.sampled_from([1, 1, 1, 2, 3, 4, 5, 6, 8, 30])
+COUNTS = st.sampled_from([1, 1, 1, 2, 3, 4, 5, 6, 8, 13, 30])
 ETCD_FATES = [Fate.FINE] * 6 + [Fate.LOST, Fate.UNANSWERED]
 FATES = st.sampled_from([*ETCD_FATES, Fate.LATE])
 LANE_FATES = st.sampled_from([*ETCD_FATES, Fate.FAILS, Fate.FAILS])
@@ -76,11 +76,17 @@ class CloudMachine(RuleBasedStateMachine):
         self.world.run(process, count)
 
     @precondition(lambda self: len(self.world.uuids) < INSTANCES)
-    @rule(prefer=st.integers(0, 1), count=st.sampled_from([1, 2, 3, 4, 5, 30]), is_killed=st.booleans())
-    def launch(self, prefer: int, count: int, is_killed: bool) -> None:
+    @rule(
+        prefer=st.integers(0, 1),
+        count=st.sampled_from([1, 2, 3, 4, 5, 30]),
+        then=st.sampled_from(["goes on", "is paused", "is killed"]),
+    )
+    def launch(self, prefer: int, count: int, then: str) -> None:
         self._launch(prefer, count)
-        if is_killed:
-            self.world.kill(self.world.processes[-1])
+        process = self.world.processes[-1]
+        process.is_paused = then == "is paused"
+        if then == "is killed":
+            self.world.kill(process)
 
     @precondition(lambda self: self.world.uuids)
     @rule(pick=PICK, count=COUNTS)
@@ -108,9 +114,9 @@ class CloudMachine(RuleBasedStateMachine):
     def answer(self, host: str, pick: int, count: int, fate: Fate) -> None:
         self._wake(host).answer(self._uuid(pick), count, fate)
 
-    @rule()
-    def let_a_round_pass(self) -> None:
-        let_a_round_pass(self.world)
+    @rule(turns=st.sampled_from([1, 2, 4, TURNS, TURNS]), pace=st.sampled_from([1, 4]), has_lanes=st.booleans())
+    def let_a_round_pass(self, turns: int, pace: int, has_lanes: bool) -> None:
+        let_a_round_pass(self.world, turns=turns, pace=pace, has_lanes=has_lanes)
 
     @rule(seconds=st.sampled_from([5, 20, 61]))
     def let_time_pass(self, seconds: int) -> None:

@@ -22,11 +22,9 @@ class Rules:
     audit_asks_in_the_lane: bool = True
     lead_checks_its_lease: bool = True
     finish_waits_for_gone: bool = True
-    finish_releases_before_it_deletes: bool = True
     host_checks_the_claim: bool = True
     host_remembers_before_the_start: bool = True
     host_remembers_what_it_removed: bool = True
-    host_remembers_the_undo: bool = True
     host_leaves_what_nobody_asks_for: bool = True
     host_keeps_what_may_have_run: bool = True
     host_holds: bool = True
