@@ -194,9 +194,11 @@ class Actuator:
         elif step is Step.DEFINE:
             self._hypervisor.define(self.domain_plan(assignment))
         elif step is Step.START:
-            self._hypervisor.start(uuid)
-            for interface in assignment.spec.interfaces:
-                self._links.harden(tap_name(interface.uuid))
+            taps = [tap_name(interface.uuid) for interface in assignment.spec.interfaces]
+            with self._memberships.starting(taps):
+                self._hypervisor.start(uuid)
+            for tap in taps:
+                self._links.harden(tap)
         else:
             raise AssertionError(f"{step} changes nothing on the host")
 

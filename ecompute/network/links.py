@@ -21,7 +21,7 @@ import errno
 import socket
 import threading
 from collections.abc import Collection, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -188,8 +188,9 @@ class NetlinkLinks:
                     index = _index(vxlan_name(vni))
                     netlink.link("set", index=index, master=_index(bridge_name(vni)))
                 case mesh.AttachTap(vni, device):
-                    index = _index(device)
-                    netlink.link("set", index=index, master=_index(bridge_name(vni)))
+                    master = _index(bridge_name(vni))
+                    with _gone_is_fine():  # a tap goes with its guest, at any time
+                        netlink.link("set", index=_index(device), master=master)
                 case mesh.DeleteBridge(vni):
                     _delete(netlink, bridge_name(vni))
                 case mesh.DeleteVxlan(vni):
@@ -199,7 +200,8 @@ class NetlinkLinks:
                 case mesh.SetUp(device):
                     netlink.link("set", index=_index(device), state="up")
                 case mesh.Harden(device):
-                    _harden(device)
+                    with suppress(*(FileNotFoundError,) if device.startswith(mesh.TAP_PREFIX) else ()):
+                        _harden(device)
                 case mesh.PutEntry(vni, mac, underlay):
                     # An entry of zeros has one destination for each peer; a port's MAC has exactly one.
                     command = "append" if mac == mesh.ZEROS else "replace"

@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from ecompute.cluster import keys
@@ -96,6 +97,10 @@ class Memberships:
         except CloudError:
             self._unuse(interface, instance_uuid)
             raise
+
+    def starting(self, taps: Iterable[str]) -> AbstractContextManager[None]:
+        """Around the start of a guest with ``taps``: see `NetworkReconciler.starting`."""
+        return self._reconciler.starting(taps)
 
     def has_joined(self, instance_uuid: str, interface: Interface) -> bool:
         """Whether `join` has been done for this guest, and its network is up here."""

@@ -12,7 +12,8 @@ go with the last of them while another one comes.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 from ecompute.cluster.undo import Undo
@@ -33,6 +34,20 @@ class NetworkReconciler:
         self._filter = filter_
         self._on_change = on_change
         self._lock = threading.Lock()
+        self._starting: set[str] = set()
+
+    @contextmanager
+    def starting(self, taps: Iterable[str]) -> Iterator[None]:
+        """While libvirt makes ``taps`` and puts them on their bridges, leave them to it.
+
+        It fails on one that somebody else was quicker to put there. Entered before they are made.
+        """
+        taps = frozenset(taps)
+        self._starting.update(taps)
+        try:
+            yield
+        finally:
+            self._starting.difference_update(taps)
 
     def ensure(self, wanted: WantedNetwork) -> tuple[Change, ...]:
         """Make ``wanted`` so and return the changes that this took.
@@ -42,6 +57,9 @@ class NetworkReconciler:
         """
         with self._lock, self._links.session():
             found = self.found(wanted.vni, wanted.taps)
+            # Asked after the look: what was found loose and is not being started now is nobody's work any more.
+            loose = frozenset(port for port in found.loose if port.name not in self._starting)
+            found = replace(found, loose=loose)
             changes = mesh.plan(wanted, found)
             undo = Undo()
             if found.bridge is None and found.vxlan is None:

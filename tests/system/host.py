@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Callable
@@ -102,6 +103,19 @@ class Host:
         """Wait until the daemon has ended by itself: its failpoint was reached."""
         assert self.daemon.child.wait(timeout_s), f"{self.name}'s daemon did not end within {timeout_s:g} s"
         self.daemon.kill()  # what is left of its session
+
+    def die_at(self, failpoint: str) -> None:
+        """Start the daemon, and see to it that it kills itself there: a point that is not reached fails the test."""
+        self.start(failpoint=failpoint)
+        self.wait_dead()
+        assert self.daemon.child.exit_status == -signal.SIGKILL, f"{self.name} ended by itself, not at {failpoint}"
+
+    @property
+    def is_suspended(self) -> bool:
+        """Whether the daemon is stopped, by `Child.suspend` or at a failpoint ``<name>:stop``."""
+        state = Path(f"/proc/{self.daemon.child.pid}/stat").read_text().rpartition(")")[2].split()[0]
+        assert state not in ("Z", "X"), f"{self.name} ended: {self.daemon.child.log_tail()}"
+        return state in ("T", "t")
 
     @property
     def daemon(self) -> Daemon:

@@ -22,7 +22,7 @@ def test_ten_guests_asked_for_at_once_all_run_and_go(cluster: Cluster) -> None:
         cluster.agree(timeout_s=90)  # each has one running domain and one QEMU, on one host
         assert sorted(cluster.instances()) == sorted(uuids)
         listed = json.loads(cluster.eschedule("list", "-o", "json").stdout)
-        assert {one["uuid"]: one["state"] for one in listed} == dict.fromkeys(uuids, "created")
+        assert {one["uuid"]: (one["state"], one["error"]) for one in listed} == dict.fromkeys(uuids, ("created", None))
         assert all(host.domains() for host in cluster.hosts), "they were to be spread"
         gone = [pool.submit(cluster.eschedule, "destroy", uuid) for uuid in uuids]
         assert [one.result() for one in gone] == [(0, "", "")] * COUNT

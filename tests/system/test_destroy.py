@@ -51,6 +51,19 @@ def test_destroy_of_an_unknown_uuid_says_so(cluster: Cluster) -> None:
     cluster.agree()
 
 
+def test_destroy_on_a_host_that_does_not_answer_is_done_when_it_is_back(cluster: Cluster) -> None:
+    guest = cluster.launch()
+    guest.host.stop()
+    result = cluster.eschedule("destroy", guest.uuid)
+    assert (result.status, result.stdout) == (0, "")
+    assert guest.name in result.stderr
+    assert "when it is back" in result.stderr
+    cluster.agree()
+    guest.host.start()
+    wait_for(lambda: not cluster.instances(), what="the guest is gone")
+    cluster.agree()
+
+
 def test_destroy_of_a_domain_that_was_undefined_and_destroyed_by_hand(cluster: Cluster) -> None:
     guest = cluster.launch()
     domain = guest.host.domain(guest.uuid)
@@ -105,19 +118,6 @@ def test_a_guest_whose_files_were_removed_by_hand_is_lost_and_can_be_destroyed(c
     cluster.wait_state(guest.uuid, "error")
     cluster.agree(lost=[guest.uuid])
     cluster.destroy(guest.uuid)
-    cluster.agree()
-
-
-def test_destroy_on_a_host_that_does_not_answer_is_done_when_it_is_back(cluster: Cluster) -> None:
-    guest = cluster.launch()
-    guest.host.stop()
-    result = cluster.eschedule("destroy", guest.uuid)
-    assert (result.status, result.stdout) == (0, "")
-    assert guest.name in result.stderr
-    assert "when it is back" in result.stderr
-    cluster.agree()
-    guest.host.start()
-    wait_for(lambda: not cluster.instances(), what="the guest is gone")
     cluster.agree()
 
 

@@ -139,6 +139,16 @@ def test_what_is_gone_already_can_be_dropped_and_deleted(links: Links) -> None:
     assert links.found(VNI).entries == frozenset()
 
 
+def test_a_tap_that_has_gone_with_its_guest_needs_no_change(links: Links) -> None:
+    make(links)
+    before = links.found(VNI)
+    links.apply(mesh.AttachTap(VNI, "ect00000000009"))
+    links.apply(mesh.Harden("ect00000000009"))
+    assert links.found(VNI) == before
+    with pytest.raises(NetworkError):
+        links.apply(mesh.Harden("ecb00ffff"))
+
+
 def test_without_its_bridge_a_vxlan_device_is_not_attached(links: Links) -> None:
     make(links)
     links.apply(mesh.DeleteBridge(VNI))

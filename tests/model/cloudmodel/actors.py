@@ -6,12 +6,12 @@ message does. The order of the messages is the product's.
 
 from __future__ import annotations
 
+from msgspec import structs
+
 from cloudmodel.etcd import Compare, Delete, Entry, Put, unchanged
 from cloudmodel.host import NOTHING
 from cloudmodel.placement import RefusedError
 from cloudmodel.world import HOSTS, Lease, Process, Steps, Unanswered, World, spec
-from msgspec import structs
-
 from ecompute.cluster import keys
 from ecompute.cluster.documents import (
     AddressLock,
@@ -142,9 +142,7 @@ def _request(world: World, uuid: str, provider: str, same_life: Compare, mine: E
     return False
 
 
-def _write_request(
-    world: World, uuid: str, provider: str, address: str, compares: list[Compare], mine: Entry
-) -> None:
+def _write_request(world: World, uuid: str, provider: str, address: str, compares: list[Compare], mine: Entry) -> None:
     wanted = spec(uuid, f"{address}/24")
     instance = Instance(
         uuid=uuid,
@@ -155,9 +153,7 @@ def _write_request(
         spec=wanted,
         created_at="",
     )
-    assignment = Assignment(
-        uuid=uuid, namespace="system", name=uuid, role=Role.RUN, generation=1, epoch=1, spec=wanted
-    )
+    assignment = Assignment(uuid=uuid, namespace="system", name=uuid, role=Role.RUN, generation=1, epoch=1, spec=wanted)
     lock = keys.address("net", address)
     if world.rules.request_compares_the_intent:
         compares = [*compares, unchanged(keys.intent(uuid), mine)]
@@ -268,9 +264,7 @@ def finish_one(world: World, uuid: str, provider: str | None = None, guard: list
             elif planned.act is Act.MARK_FAILED and instance is not None and assignment is not None:
                 yield "marks it failed"
                 generation = instance.value.generation + 1
-                failed = structs.replace(
-                    instance.value, state=State.ERROR, error=planned.error, generation=generation
-                )
+                failed = structs.replace(instance.value, state=State.ERROR, error=planned.error, generation=generation)
                 absent = structs.replace(assignment.value, role=Role.ABSENT, generation=generation)
                 world.commit(compares, [Put(keys.instance(uuid), failed), Put(key, absent)])
                 continue

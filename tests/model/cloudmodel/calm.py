@@ -6,7 +6,6 @@ from cloudmodel.actors import upkeep
 from cloudmodel.etcd import Entry
 from cloudmodel.rules import Violated
 from cloudmodel.world import Fate, World
-
 from ecompute.cluster import keys
 from ecompute.cluster.documents import Role, State
 from ecompute.instances.plan import Phase

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeVar
 
+from msgspec import structs
+
 from cloudmodel.etcd import Compare, Delete, Put, unchanged
 from cloudmodel.rules import Violated
 from cloudmodel.world import Fate, Lease, Process, Steps, Unanswered, value_of
-from msgspec import structs
-
 from ecompute.cluster import keys
 from ecompute.cluster.documents import (
     Alive,
@@ -50,7 +50,7 @@ PHASES = {
 GATES = (Step.REPORT_CREATING, Step.REPORT_DELETING)
 
 
-class DeedFailed(Exception):  # noqa: N818
+class DeedFailed(Exception):
     """A step on the host went wrong."""
 
 
@@ -212,7 +212,9 @@ class Daemon:
             self.alive = self.world.lease(self.process, ALIVE_TTL_S)
         entry = self.world.etcd.get(keys.alive(provider))
         if entry is None or entry.lease != self.alive.id:
-            self._commit([], [Put(keys.alive(provider), Alive(provider=provider, name=provider, since=""), self.alive.id)])
+            self._commit(
+                [], [Put(keys.alive(provider), Alive(provider=provider, name=provider, since=""), self.alive.id)]
+            )
         node, as_read = self._get(keys.node(provider), Node)
         hold = self.hold if self.rules.host_holds else None
         if node is None or node.hold != hold:

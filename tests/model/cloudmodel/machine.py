@@ -5,16 +5,16 @@ from __future__ import annotations
 import sys
 from typing import ClassVar
 
-from cloudmodel.actors import destroy, schedule, upkeep
-from cloudmodel.calm import TURNS, calm_down, check_the_end, let_a_round_pass
-from cloudmodel.etcd import Delete, Etcd
-from cloudmodel.host import Daemon, Host
-from cloudmodel.placement import Allocation
-from cloudmodel.rules import Rules, Violated
-from cloudmodel.world import HOSTS, Fate, Process, World
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from cloudmodel.actors import destroy, schedule, upkeep
+from cloudmodel.calm import TURNS, calm_down, check_the_end, let_a_round_pass
+from cloudmodel.etcd import Delete, Etcd
+from cloudmodel.host import Daemon
+from cloudmodel.placement import Allocation
+from cloudmodel.rules import Rules, Violated
+from cloudmodel.world import HOSTS, Fate, Process, World
 from ecompute.cluster import keys
 from ecompute.cluster.documents import Power
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
@@ -10,7 +11,6 @@ from enum import StrEnum
 from cloudmodel.etcd import Compare, Delete, Entry, Etcd, Put
 from cloudmodel.placement import Allocation, Placement, RefusedError
 from cloudmodel.rules import Rules, Violated
-
 from ecompute.cluster.documents import Interface, Power, Resources, Spec
 
 Steps = Generator[str, None, None]
@@ -35,7 +35,7 @@ class Fate(StrEnum):
     """The deed on the host goes wrong."""
 
 
-class Unanswered(Exception):  # noqa: N818
+class Unanswered(Exception):
     """Nobody knows whether it was written."""
 
 
@@ -119,10 +119,8 @@ class World:
 
     def deliver(self) -> None:
         """Let the oldest late message arrive."""
-        try:
+        with contextlib.suppress(RefusedError):
             self.in_flight.popleft()()
-        except RefusedError:
-            pass
 
     # --- processes ---
 
@@ -215,9 +213,7 @@ def spec(uuid: str, address: str) -> Spec:
     interface = Interface(
         uuid=f"if-{uuid}", network_uuid="net", vni=1, mac="52:54:00:00:00:01", addresses=(address,), mtu=1450
     )
-    return Spec(
-        resources=Resources(vcpus=1, memory_mb=1, disk_gb=1), image="http://image/", interfaces=(interface,)
-    )
+    return Spec(resources=Resources(vcpus=1, memory_mb=1, disk_gb=1), image="http://image/", interfaces=(interface,))
 
 
 def value_of(entry: Entry | None) -> object:

@@ -9,7 +9,9 @@ ROOT = Path(__file__).parents[3]
 
 
 def test_every_part_of_the_host_is_out_of_reach_for_the_leaf_and_for_who_asks() -> None:
-    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]["contracts"]
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"][
+        "contracts"
+    ]
     parts = {
         f"ecompute.{path.stem}"
         for path in (ROOT / "ecompute").iterdir()

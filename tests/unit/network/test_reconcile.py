@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
@@ -184,3 +185,34 @@ def test_a_foreign_device_with_our_name_is_not_touched(links: FakeLinks, rules: 
             action()
     assert links.applied == []
     assert rules.state() is FilterState.ABSENT
+
+
+def test_a_tap_that_is_being_started_is_left_to_libvirt(links: FakeLinks, reconciler: NetworkReconciler) -> None:
+    """libvirt fails to start a guest whose tap somebody else was quicker to put on its bridge."""
+    wanted = replace(WANTED, taps=frozenset({"ect1", "ect2"}))
+    reconciler.ensure(wanted)
+    links.taps |= {"ect1": False, "ect2": False}
+    with reconciler.starting(["ect1"]):
+        changes = reconciler.ensure(wanted)
+        assert [change for change in changes if isinstance(change, mesh.AttachTap)] == [mesh.AttachTap(VNI, "ect2")]
+        assert "ect1" in links.taps
+    assert mesh.AttachTap(VNI, "ect1") in reconciler.ensure(wanted)
+
+
+def test_a_tap_that_was_started_while_it_was_looked_at_is_not_touched(
+    links: FakeLinks, reconciler: NetworkReconciler
+) -> None:
+    wanted = replace(WANTED, taps=frozenset({"ect1"}))
+    reconciler.ensure(wanted)
+    starting = reconciler.starting(["ect1"])
+    look = links.found
+
+    def found(vni: int, taps: Collection[str] = ()) -> FoundNetwork:
+        if "ect1" not in links.taps:
+            starting.__enter__()
+            links.taps["ect1"] = False
+        return look(vni, taps)
+
+    links.found = found  # type: ignore[method-assign]
+    assert reconciler.ensure(wanted) == ()
+    starting.__exit__(None, None, None)
