@@ -25,6 +25,7 @@ import io
 import os
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 from ecompute.cluster.errors import CloudError, InvalidConfig, InvalidInput, one_line
 
@@ -104,6 +105,18 @@ def guarded(command: Callable[[], object]) -> int:
             f"please report it with what {DEBUG}=1 shows"
         )
         return 1
+
+
+def leave(status: int) -> NoReturn:
+    """End this process now, for a command that has said all it has to say.
+
+    gRPC's threads may still be in a call to a server that is slow to answer; the interpreter's own
+    end would wait for them, once in a while for ever.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # closed, or nobody reads it: nothing is left to say
+            stream.flush()
+    os._exit(status)
 
 
 def usage_error(text: str, command: str) -> InvalidInput:

@@ -22,7 +22,7 @@ import click
 
 from ecompute import __version__
 from ecompute.cluster.errors import InvalidInput
-from ecompute.cluster.terminal import guarded, usage_error
+from ecompute.cluster.terminal import guarded, leave, usage_error
 from eschedule.cli.settings import NAMESPACE, Settings
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def classic(word: str) -> str | None:
 
 def main() -> None:
     """The console script: an error is one line on standard error, and the exit status 1 or 2."""
-    sys.exit(guarded(_run))
+    leave(guarded(_run))
 
 
 def _run() -> int:

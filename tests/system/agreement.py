@@ -87,6 +87,7 @@ def differences(
     cluster: Cluster,
     *,
     off: Collection[str] = (),
+    crashed: Collection[str] = (),
     lost: Collection[str] = (),
     foreign: Collection[str] = (),
 ) -> Iterator[str]:
@@ -94,6 +95,7 @@ def differences(
 
     Args:
         off: uuids of guests that are to be defined and off (somebody shut them down).
+        crashed: uuids of guests that are to be defined and off because their QEMU ended.
         lost: uuids of instances that are to be reported as lost, with their claim kept.
         foreign: uuids of domains and consumers, and names of files, that are there and not ours.
     """
@@ -101,13 +103,14 @@ def differences(
     hosts = {host.provider: host for host in cluster.hosts if (host.state / "provider-uuid").exists()}
     yield from etcd.unreadable
     yield from _keys(etcd, hosts)
-    yield from _documents(etcd, hosts, set(off), set(lost))
+    down = dict.fromkeys(off, Power.OFF) | dict.fromkeys(crashed, Power.CRASHED)
+    yield from _documents(etcd, hosts, down, set(lost))
     yield from _placement(cluster, etcd, hosts, set(foreign))
     for provider, host in hosts.items():
         mine = {uuid: i for uuid, i in etcd.running().items() if i.provider == provider and uuid not in lost}
         leaving = {uuid for uuid, i in etcd.instances.items() if i.provider == provider and i.state is State.DELETING}
         ignored = set(lost) | (set() if host.is_running else leaving)
-        on = {uuid: instance for uuid, instance in mine.items() if uuid not in off}
+        on = {uuid: instance for uuid, instance in mine.items() if uuid not in down}
         for difference in (
             *on_host.domains(host, mine, set(on), ignored | set(foreign)),
             *on_host.files(host, mine, ignored | set(foreign)),
@@ -192,13 +195,13 @@ def _keys(etcd: Picture, hosts: dict[str, Host]) -> Iterator[str]:
         yield f"etcd has {key}, which nothing needs"
 
 
-def _documents(etcd: Picture, hosts: dict[str, Host], off: set[str], lost: set[str]) -> Iterator[str]:
+def _documents(etcd: Picture, hosts: dict[str, Host], down: dict[str, Power], lost: set[str]) -> Iterator[str]:
     for uuid, instance in etcd.instances.items():
         host = hosts.get(instance.provider)
         if host is None:
             yield f"instance {uuid} is on {instance.provider}, which is no host"
             continue
-        yield from (f"instance {uuid}: {text}" for text in _of_instance(etcd, instance, host, off, lost))
+        yield from (f"instance {uuid}: {text}" for text in _of_instance(etcd, instance, host, down, lost))
     for (network_uuid, interface_uuid), port in etcd.ports.items():
         for address in port.addresses:
             lock = etcd.locks.get((network_uuid, address.split("/")[0]))
@@ -216,7 +219,9 @@ def _documents(etcd: Picture, hosts: dict[str, Host], off: set[str], lost: set[s
             yield f"{host.name} is on hold: {node.hold}"
 
 
-def _of_instance(etcd: Picture, instance: Instance, host: Host, off: set[str], lost: set[str]) -> Iterator[str]:
+def _of_instance(
+    etcd: Picture, instance: Instance, host: Host, down: dict[str, Power], lost: set[str]
+) -> Iterator[str]:
     uuid, provider = instance.uuid, instance.provider
     assignment, seen, booted = (
         etcd.assignments.get((provider, uuid)),
@@ -255,7 +260,7 @@ def _of_instance(etcd: Picture, instance: Instance, host: Host, off: set[str], l
         if not seen.is_gone or not instance.error:
             yield f"it is in error {instance.error!r} and its host reports {seen.state}, gone {seen.is_gone}"
         return
-    power = Power.OFF if uuid in off else Power.ON
+    power = down.get(uuid, Power.ON)
     addresses = tuple(address for interface in instance.spec.interfaces for address in interface.addresses)
     if (seen.state, seen.power, seen.error, seen.is_gone) != (State.CREATED, power, None, False):
         yield f"its host reports {seen.state}, power {seen.power}, error {seen.error!r}, gone {seen.is_gone}"

@@ -157,7 +157,11 @@ class Host:
 
     def domains(self) -> dict[str, bool]:
         """Return the uuids of all domains, and whether each is active."""
-        return {domain.UUIDString(): bool(domain.isActive()) for domain in self.libvirt.listAllDomains()}
+        found = {}
+        for domain in self.libvirt.listAllDomains():
+            with contextlib.suppress(libvirt.libvirtError):  # it went meanwhile
+                found[domain.UUIDString()] = bool(domain.isActive())
+        return found
 
     def guest_pids(self) -> dict[str, list[int]]:
         """Return the process ids of the QEMUs on this host by the uuid of their guest."""

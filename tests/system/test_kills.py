@@ -4,29 +4,31 @@ The steps are taken from `plan` itself: a new step is killed at without a line h
 before and after each, is started again, and everything must have come to the same end as without.
 A point that is never reached is a failure: the test would show nothing.
 
-The second host is never killed, and leads the upkeep. Asked is in this process, by what the tool calls:
-a start of the tool at each of some seventy points would cost a minute.
+Two points are tried at once, one a host. Asked and waited is in this process, with what the tool calls:
+to start the tool at each of some seventy points would take a minute.
 """
 
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from cloud import MEMORY_MB, Cluster
-from host import wait_for
+from host import Host, wait_for
 from images import ImageServer
 
 from ecompute.cluster.documents import Assignment, Instance, Interface, Power, Resources, Role, Spec, State
+from ecompute.cluster.store import Versioned
 from ecompute.instances.plan import Found, Phase, Plan, Record, Step, after_failure, plan
 from eschedule.cloud.connection import Cloud
 from eschedule.cloud.instances import Instances
 from eschedule.scheduler.launch import Launcher
 from eschedule.scheduler.request import LaunchRequest
 
+HOSTS = 2
 UUID = "6f2f3a0c-5ad1-4a7c-9c53-0f5d8f1d0001"
 INTERFACE = Interface(uuid="i", network_uuid="n", vni=1, mac="52:54:00:00:00:01", addresses=("10.10.0.5/24",), mtu=1450)
 SPEC = Spec(resources=Resources(vcpus=1, memory_mb=96, disk_gb=1), image="/image", interfaces=(INTERFACE,))
@@ -49,6 +51,12 @@ def _points(steps: Iterable[Step]) -> list[str]:
     return [f"{step}.{side}" for step in steps for side in ("before", "after")]
 
 
+def _at_each(points: list[str]) -> pytest.MarkDecorator:
+    """Have a test run at all points, one of them for each host at a time."""
+    shares = [points[n : n + HOSTS] for n in range(0, len(points), HOSTS)]
+    return pytest.mark.parametrize("points", shares, ids=["+".join(share) for share in shares])
+
+
 BUILD = _planned(Role.RUN, Found(), None)
 REMOVAL = _planned(Role.ABSENT, _everything(Power.ON), Phase.RUNNING)
 FAILED_EARLY = after_failure(BUILD, Found(), _record(Phase.BUILDING), "no disk")
@@ -63,11 +71,11 @@ def test_the_plans_have_the_steps_that_are_killed_at() -> None:
 
 
 class Asker:
-    """Asks for one guest on the first host, in this process."""
+    """Asks for one guest, on one host."""
 
-    def __init__(self, cluster: Cluster, cloud: Cloud) -> None:
+    def __init__(self, cluster: Cluster, host: Host, cloud: Cloud) -> None:
         self.cluster = cluster
-        self.host = cluster.hosts[0]
+        self.host = host
         self._cloud = cloud
         self._instances = Instances(cloud)
         self.uuid = ""
@@ -77,108 +85,151 @@ class Asker:
         request = LaunchRequest(query=query, image=image or str(self.cluster.image))
         self.uuid = Launcher(self._cloud).launch(request).uuid
 
+    def launch_while_down(self, image: str | None = None) -> None:
+        """The daemon finds the request when it starts."""
+        self.host.kill()
+        self.launch(image)
+
     def destroy(self) -> None:
-        self._instances.destroy(self._instances.find(self.uuid, "system"))
+        self._instances.destroy(self._instance)
 
-    @property
-    def instance(self) -> Instance:
-        return self._instances.find(self.uuid, "system").value
-
-    def wait_failed(self) -> None:
-        what = "the build is reported as failed"
-        wait_for(lambda: self.instance.state is State.ERROR and self.instance.error, timeout_s=60, what=what)
+    def wait_failed(self) -> str:
+        """Wait until the build is reported as failed; return why."""
+        view = self._instances.wait(self._instance, until=frozenset({State.ERROR, State.CREATED}), timeout_s=60)
+        assert view is not None
+        wait_for(lambda: self._instance.value.state is State.ERROR, what=f"{self.uuid} has failed")
+        return self._instance.value.error or ""
 
     def wait_gone(self) -> None:
-        wait_for(lambda: not self.cluster.instances(), timeout_s=60, what="the guest is gone")
-        self.cluster.agree(timeout_s=60)
+        if self.uuid in self.cluster.instances():
+            self._instances.wait(self._instance, until=frozenset(), timeout_s=60)
+
+    @property
+    def _instance(self) -> Versioned[Instance]:
+        return self._instances.find(self.uuid, "system")
 
 
 @pytest.fixture
-def asker(cluster: Cluster) -> Iterator[Asker]:
+def askers(cluster: Cluster) -> Iterator[list[Asker]]:
     with Cloud.from_file(cluster.config) as cloud:
-        yield Asker(cluster, cloud)
+        cloud.store, cloud.placement, cloud.events, cloud.claims  # noqa: B018 - made here, not by two threads at once
+        yield [Asker(cluster, host, cloud) for host in cluster.hosts]
 
 
-@pytest.mark.parametrize("failpoint", _points(BUILD.steps))
-def test_a_build_that_was_killed_ends_with_one_guest(cluster: Cluster, asker: Asker, failpoint: str) -> None:
-    asker.host.kill()
-    asker.launch()
-    asker.host.die_at(failpoint)
-    asker.host.start()
+def _each(askers: list[Asker], points: list[str], deed: Callable[[Asker, str], None]) -> None:
+    """Do it at all points, side by side."""
+    with ThreadPoolExecutor(HOSTS) as pool:
+        for done in [pool.submit(deed, *pair) for pair in zip(askers, points, strict=False)]:
+            done.result()
+
+
+def _end(cluster: Cluster, askers: list[Asker], points: list[str]) -> None:
+    """Destroy what the test has launched; nothing must be left."""
+
+    def destroy(asker: Asker, point: str) -> None:
+        asker.destroy()
+        asker.wait_gone()
+
+    _each(askers, points, destroy)
     cluster.agree(timeout_s=60)
-    asker.destroy()
-    asker.wait_gone()
+    assert not cluster.instances()
 
 
-@pytest.mark.parametrize("failpoint", _points(REMOVAL.steps))
-def test_a_removal_that_was_killed_leaves_nothing(cluster: Cluster, asker: Asker, failpoint: str) -> None:
-    asker.launch()
+@_at_each(_points(BUILD.steps))
+def test_a_build_that_was_killed_ends_with_one_guest(cluster: Cluster, askers: list[Asker], points: list[str]) -> None:
+    def build(asker: Asker, point: str) -> None:
+        asker.launch_while_down()
+        asker.host.die_at(point)
+        asker.host.start()
+
+    _each(askers, points, build)
     cluster.agree(timeout_s=60)
-    asker.host.kill()
-    asker.destroy()
-    asker.host.die_at(failpoint)
-    asker.host.start()
-    asker.wait_gone()
+    _end(cluster, askers, points)
 
 
-@pytest.mark.parametrize("failpoint", _points(FAILED_EARLY.steps))
+@_at_each(_points(REMOVAL.steps))
+def test_a_removal_that_was_killed_leaves_nothing(cluster: Cluster, askers: list[Asker], points: list[str]) -> None:
+    def remove(asker: Asker, point: str) -> None:
+        asker.host.kill()
+        asker.destroy()
+        asker.host.die_at(point)
+        asker.host.start()
+        asker.wait_gone()
+
+    _each(askers, points, lambda asker, point: asker.launch())
+    cluster.agree(timeout_s=60)
+    _each(askers, points, remove)
+    cluster.agree(timeout_s=60)
+    assert not cluster.instances()
+
+
+@_at_each(_points(FAILED_EARLY.steps))
 def test_a_build_without_a_disk_fails_alike_when_killed(
-    cluster: Cluster, asker: Asker, images: ImageServer, tmp_path: Path, failpoint: str
+    cluster: Cluster, askers: list[Asker], images: ImageServer, tmp_path: Path, points: list[str]
 ) -> None:
     large = tmp_path / "large.qcow2"
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", large, "3G"], check=True)
-    asker.host.kill()
-    asker.launch(images.serving(large.read_bytes()))
-    asker.host.die_at(failpoint)
-    asker.host.start()
-    asker.wait_failed()
-    assert "3" in (asker.instance.error or ""), f"the reason is lost: {asker.instance.error}"
+
+    def build(asker: Asker, point: str) -> None:
+        asker.launch_while_down(images.serving(large.read_bytes()))
+        asker.host.die_at(point)
+        asker.host.start()
+        assert "3 GiB" in asker.wait_failed(), "the reason was lost"
+
+    _each(askers, points, build)
     cluster.agree(timeout_s=60)
-    asker.destroy()
-    asker.wait_gone()
+    _end(cluster, askers, points)
 
 
-@pytest.mark.parametrize("failpoint", _points(FAILED_LATE.steps)[1:])
-def test_a_build_without_a_start_fails_alike_when_killed(cluster: Cluster, asker: Asker, failpoint: str) -> None:
-    asker.host.kill()
-    asker.launch()
-    _obstruct_start(asker)
-    asker.host.die_at(failpoint)
-    asker.host.start()
-    asker.wait_failed()
-    assert "console.log" in (asker.instance.error or ""), f"the reason is lost: {asker.instance.error}"
+@_at_each(_points(FAILED_LATE.steps)[1:])
+def test_a_build_without_a_start_fails_alike_when_killed(
+    cluster: Cluster, askers: list[Asker], points: list[str]
+) -> None:
+    def build(asker: Asker, point: str) -> None:
+        asker.launch_while_down()
+        _obstruct_start(asker)
+        asker.host.die_at(point)
+        asker.host.start()
+        assert "console.log" in asker.wait_failed(), "the reason was lost"
+
+    _each(askers, points, build)
     cluster.agree(timeout_s=60)
-    asker.destroy()
-    asker.wait_gone()
+    _end(cluster, askers, points)
 
 
-def test_a_start_that_failed_and_is_not_remembered_as_failed_is_tried_again(cluster: Cluster, asker: Asker) -> None:
-    asker.host.kill()
-    asker.launch()
+def test_a_start_that_failed_and_is_not_remembered_as_failed_is_tried_again(
+    cluster: Cluster, askers: list[Asker]
+) -> None:
+    point, asker = _points(FAILED_LATE.steps)[0], askers[0]
+    asker.launch_while_down()
     obstacle = _obstruct_start(asker)
-    asker.host.die_at(_points(FAILED_LATE.steps)[0])
-    asker.host.start()  # it may have run: nobody knows any more
+    asker.host.die_at(point)
+    asker.host.start(wait=False)  # it may have run: nobody knows any more
     cluster.wait_state(asker.uuid, "error")
     assert "console.log" in cluster.show(asker.uuid)["error"]
     obstacle.rmdir()
     asker.host.restart()
     cluster.agree(timeout_s=60)
-    asker.destroy()
-    asker.wait_gone()
+    _end(cluster, [asker], [point])
 
 
-@pytest.mark.parametrize("failpoint", [point for point in _points(BUILD.steps) if point.endswith("before")])
-def test_two_who_destroy_at_once_in_the_middle_of_a_build_end_it(asker: Asker, failpoint: str) -> None:
-    asker.host.kill()
-    asker.launch()
-    asker.host.start(failpoint=f"{failpoint}:stop")
-    wait_for(lambda: asker.host.is_suspended, what=f"the daemon is in the middle of {failpoint}")
-    with ThreadPoolExecutor(2) as pool:
-        for one in [pool.submit(asker.destroy) for _ in range(2)]:
-            one.result()
-    assert asker.instance.state is State.DELETING
-    asker.host.daemon.child.resume()
-    asker.wait_gone()
+@_at_each([point for point in _points(BUILD.steps) if point.endswith("before")])
+def test_two_who_destroy_at_once_in_the_middle_of_a_build_end_it(
+    cluster: Cluster, askers: list[Asker], points: list[str]
+) -> None:
+    def end(asker: Asker, point: str) -> None:
+        asker.launch_while_down()
+        asker.host.start(failpoint=f"{point}:stop")
+        wait_for(lambda: asker.host.is_suspended, what=f"the daemon is in the middle of {point}")
+        with ThreadPoolExecutor(2) as pool:
+            for one in [pool.submit(asker.destroy) for _ in range(2)]:
+                one.result()
+        asker.host.daemon.child.resume()
+        asker.wait_gone()
+
+    _each(askers, points, end)
+    cluster.agree(timeout_s=60)
+    assert not cluster.instances()
 
 
 def _obstruct_start(asker: Asker) -> Path:

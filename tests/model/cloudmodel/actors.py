@@ -103,10 +103,12 @@ def _claim(world: World, uuid: str, provider: str) -> Steps:
 def _request(world: World, uuid: str, provider: str, same_life: Compare, mine: Entry) -> Steps:
     """Return whether the host was told; None: the claim is not this process's any more."""
     etcd = world.etcd
+    # What was once written without an answer may be at work on its host, whatever etcd says later.
+    passes_over: bool | None = False
     for _ in range(3):
         node = etcd.get(keys.node(provider))
         if node is None or not isinstance(node.value, Node) or node.value.hold is not None:
-            return False
+            return passes_over
         taken = {keys.last(lock) for lock in etcd.below(keys.addresses("net"))}
         address = next(a for a in ADDRESSES if a not in taken)
         yield "has read the host"
@@ -133,13 +135,33 @@ def _request(world: World, uuid: str, provider: str, same_life: Compare, mine: E
             mine = again
             yield "intended again"
         except Unanswered:
-            if world.rules.unanswered_request_is_left_to_the_audit:
-                return None
+            if world.rules.unanswered_request_is_settled:
+                settled = yield from _settle(world, uuid, mine)
+                if not isinstance(settled, Entry):
+                    return True if settled else None
+                mine = settled
+                if world.rules.settled_request_keeps_its_host:
+                    passes_over = None
+                continue
             yield "request unanswered"
             return False
         else:
             return True
-    return False
+    return passes_over
+
+
+def _settle(world: World, uuid: str, mine: Entry) -> Steps:
+    """As `ecompute.cluster.claims.Claim.settle` does: return whether it was written, or the intent as it is now."""
+    key = keys.intent(uuid)
+    yield "settles"
+    try:
+        world.commit([unchanged(key, mine)], [Put(key, mine.value)])
+    except CompareFailed:
+        yield "looks for its instance"
+        return world.etcd.get(keys.instance(uuid)) is not None
+    except Unanswered:
+        return None
+    return world.etcd.get(key)
 
 
 def _write_request(world: World, uuid: str, provider: str, address: str, compares: list[Compare], mine: Entry) -> None:

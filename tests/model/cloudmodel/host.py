@@ -249,7 +249,7 @@ class Daemon:
             self.world.fate = fate if left == 0 else Fate.FINE
             try:
                 next(lane)
-            except (StopIteration, CompareFailed, Unanswered):
+            except (StopIteration, CompareFailed, Unanswered, DeedFailed):
                 self.lanes.pop(key, None)
                 break
         self.world.fate = Fate.FINE

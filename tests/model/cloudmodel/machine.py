@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from cloudmodel.actors import destroy, schedule, upkeep
-from cloudmodel.calm import TURNS, calm_down, check_the_end, let_a_round_pass
+from cloudmodel.calm import LANE_STEPS, TURNS, calm_down, check_the_end, let_a_round_pass
 from cloudmodel.etcd import Delete, Etcd
 from cloudmodel.host import Daemon
 from cloudmodel.placement import Allocation
@@ -39,12 +39,18 @@ class CloudMachine(RuleBasedStateMachine):
         self.placement_backup: dict[str, Allocation] | None = None
         for host in HOSTS:
             self._wake(host)
+        if type(self).set_the_scene is not CloudMachine.set_the_scene:
+            auditors, launched, rounds = 1, [], 0
         for n in range(auditors):
             self.world.spawn(f"upkeep {n}", lambda process: upkeep(self.world, process))
         for prefer in launched:
             self._launch(prefer, 30)
         for _ in range(rounds):
             let_a_round_pass(self.world)
+        self.set_the_scene()
+
+    def set_the_scene(self) -> None:
+        """What a machine that looks for one thing begins with, instead."""
 
     # --- picking ---
 
@@ -91,7 +97,9 @@ class CloudMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.world.uuids)
     @rule(pick=PICK, count=COUNTS)
     def destroy(self, pick: int, count: int) -> None:
-        uuid = self._uuid(pick)
+        self._destroy(self._uuid(pick), count)
+
+    def _destroy(self, uuid: str, count: int) -> None:
         process = self.world.spawn(f"destroy of {uuid}", lambda process: destroy(self.world, uuid))
         self.world.run(process, count)
 
@@ -117,6 +125,25 @@ class CloudMachine(RuleBasedStateMachine):
     @rule(turns=st.sampled_from([1, 2, 4, TURNS, TURNS]), pace=st.sampled_from([1, 4]), has_lanes=st.booleans())
     def let_a_round_pass(self, turns: int, pace: int, has_lanes: bool) -> None:
         let_a_round_pass(self.world, turns=turns, pace=pace, has_lanes=has_lanes)
+
+    @rule()
+    def let_lanes_hang(self) -> None:
+        """A whole round in which the daemons live and their lanes do nothing but answer."""
+        let_a_round_pass(self.world, has_lanes=False)
+
+    @rule()
+    def let_hosts_work(self) -> None:
+        """The lanes do all there is to do; nobody else does anything."""
+        for host in self.world.hosts.values():
+            if host.daemon is not None and not host.daemon.process.is_paused:
+                for uuid in sorted(host.known()):
+                    host.daemon.run(uuid, LANE_STEPS, Fate.FINE)
+
+    @rule(pick=PICK)
+    def lose_an_answer(self, pick: int) -> None:
+        process = self._process(pick)
+        if process is not None:
+            self.world.run(process, 1, Fate.UNANSWERED)
 
     @rule(seconds=st.sampled_from([5, 20, 61]))
     def let_time_pass(self, seconds: int) -> None:

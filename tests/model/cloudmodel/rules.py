@@ -31,5 +31,6 @@ class Rules:
     report_compares_the_assignment: bool = True
     lost_is_not_gone: bool = True
     request_compares_the_intent: bool = True
-    unanswered_request_is_left_to_the_audit: bool = True
+    unanswered_request_is_settled: bool = True
+    settled_request_keeps_its_host: bool = True
     uuids_are_used_once: bool = True

@@ -38,13 +38,15 @@ OURS_OF_A_COMMAND = OURS | {
 HEAVY_STDLIB = {"asyncio", "concurrent.futures", "ctypes", "http.client", "multiprocessing", "ssl", "urllib.request"}
 
 DUMP = """
-import atexit, sys
+import os, sys
 before = set(sys.modules)  # what the interpreter and its site packages have loaded by themselves
 path = sys.argv.pop(1)
-def dump():
+end = os._exit
+def dump_and_end(status):  # the command leaves without the interpreter's own end
     with open(path, "w") as file:
         file.write("\\n".join(set(sys.modules) - before))
-atexit.register(dump)
+    end(status)
+os._exit = dump_and_end
 from eschedule.cli.main import main
 main()
 """

@@ -1,0 +1,253 @@
+"""Each rule of the protocol is needed: broken, an invariant notices.
+
+The machine is the one of `test_cloud`, with one rule broken, and where two rules protect the same
+thing, both. So that few examples find it, it begins in the middle of the scene and has fewer ways
+to go on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import pytest
+from cloudmodel.calm import let_a_round_pass
+from cloudmodel.etcd import Delete
+from cloudmodel.machine import DataLossMachine
+from cloudmodel.rules import Rules, Violated
+from cloudmodel.world import Fate
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from ecompute.cluster import keys
+
+PROFILE = settings(
+    max_examples=400,
+    stateful_step_count=15,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    phases=[Phase.generate],
+    report_multiple_bugs=False,
+    print_blob=False,
+    suppress_health_check=list(HealthCheck),
+)
+HELD = Rules()
+
+
+@dataclass(frozen=True)
+class Broken:
+    what: str
+    rules: Rules
+    scene: Callable[[DataLossMachine], None]
+    goes_on_by: tuple[str, ...]
+    is_seen_as: tuple[str, ...]
+
+    def machine(self) -> type[DataLossMachine]:
+        others = {
+            name: None
+            for name in dir(DataLossMachine)
+            if hasattr(getattr(DataLossMachine, name), "hypothesis_stateful_rule") and name not in self.goes_on_by
+        }
+        scene = {"rules_held": self.rules, "set_the_scene": self.scene}
+        return type("BrokenMachine", (DataLossMachine,), {**others, **scene})
+
+
+# --- scenes ---
+
+
+def running(machine: DataLossMachine) -> None:
+    machine._launch(0, 30)
+    let_a_round_pass(machine.world)
+
+
+def running_since_the_backup(machine: DataLossMachine) -> None:
+    machine.etcd_backup = machine.world.etcd.snapshot()
+    running(machine)
+
+
+def destroyed_since_the_backup(machine: DataLossMachine) -> None:
+    requested(machine)
+    machine.etcd_backup = machine.world.etcd.snapshot()
+    let_a_round_pass(machine.world)
+    machine._destroy(machine.world.uuids[-1], 2)
+    for _ in range(2):
+        let_a_round_pass(machine.world)
+
+
+def requested(machine: DataLossMachine) -> None:
+    machine._launch(0, 30)
+
+
+def claimed_and_asleep(machine: DataLossMachine) -> None:
+    """A scheduler that has claimed sleeps; etcd is backed up; the audit has looked once."""
+    machine._launch(0, 4)
+    machine.world.processes[-1].is_paused = True
+    machine.etcd_backup = machine.world.etcd.snapshot()
+    let_a_round_pass(machine.world, has_lanes=False)
+
+
+def about_to_be_released(machine: DataLossMachine) -> None:
+    """And an auditor has deleted the intent, has its answer, and is about to release the claim."""
+    claimed_and_asleep(machine)
+    for _ in range(300):
+        if any(process.at == "releases" for process in machine.world.processes):
+            return
+        let_a_round_pass(machine.world, turns=1, pace=1, has_lanes=False)
+        machine.world.advance(5)
+
+
+def released_since_the_backup(machine: DataLossMachine) -> None:
+    claimed_and_asleep(machine)
+    for _ in range(4):
+        let_a_round_pass(machine.world, has_lanes=False)
+
+
+def about_to_request(machine: DataLossMachine) -> None:
+    machine._launch(0, 4)
+
+
+def requested_before_the_setting_back(machine: DataLossMachine) -> None:
+    """A request was written and not answered; its guest runs; etcd is set back to before it, and the host holds."""
+    machine._launch(0, 4)
+    machine.etcd_backup = machine.world.etcd.snapshot()
+    process = machine.world.processes[-1]
+    machine.world.run(process, 1, Fate.UNANSWERED)
+    process.is_paused = True
+    machine._wake("alpha").run(machine.world.uuids[-1], 30, Fate.FINE)
+    machine.world.set_etcd_back(machine.etcd_backup, is_other_cluster=False)
+    machine._wake("alpha").heartbeat()
+
+
+def half_way_through_a_plan(machine: DataLossMachine) -> None:
+    """A lane has read its assignment and asked placement, and has done nothing yet; the keys are lost."""
+    machine._launch(0, 30)
+    uuid = machine.world.uuids[-1]
+    machine._wake("alpha").run(uuid, 4, Fate.FINE)
+    machine.world.was_set_back = True
+    machine.world.etcd.commit([], [Delete(keys.instance(uuid)), Delete(keys.assignment("alpha", uuid))])
+
+
+ROUND, STEP, LANE = "let_a_round_pass", "step_process", "step_lane"
+HANG, WORK = "let_lanes_hang", "let_hosts_work"
+
+BROKEN = [
+    Broken(
+        "the audit releases a claim before it deletes the intent",
+        replace(HELD, audit_deletes_the_intent_first=False, host_checks_the_claim=False),
+        claimed_and_asleep,
+        (ROUND, STEP, WORK),
+        ("released in use", "used without a claim"),
+    ),
+    Broken(
+        "the audit takes etcd's word that nobody holds a claim",
+        replace(HELD, audit_asks_the_host=False),
+        running_since_the_backup,
+        (HANG, "set_etcd_back", STEP),
+        ("released in use",),
+    ),
+    Broken(
+        "a host answers while a lane works on the instance",
+        replace(HELD, audit_asks_in_the_lane=False, report_compares_the_assignment=False),
+        half_way_through_a_plan,
+        (HANG, LANE, WORK),
+        ("used without a claim", "released in use"),
+    ),
+    Broken(
+        "a lead releases a claim without looking at its lease",
+        replace(HELD, lead_checks_its_lease=False),
+        about_to_be_released,
+        (STEP, WORK, "set_etcd_back"),
+        ("released in use", "used without a claim"),
+    ),
+    Broken(
+        "finish does not wait for gone",
+        replace(HELD, finish_waits_for_gone=False),
+        running,
+        ("destroy", ROUND, STEP),
+        ("released in use",),
+    ),
+    Broken(
+        "a host builds without asking for the claim",
+        replace(HELD, host_checks_the_claim=False),
+        released_since_the_backup,
+        ("set_etcd_back", ROUND, STEP),
+        ("used without a claim",),
+    ),
+    Broken(
+        "a start is remembered after it",
+        replace(HELD, host_remembers_before_the_start=False),
+        requested,
+        (LANE, "stop_daemon", "lay_hands_on_a_guest"),
+        ("rebuilt blank",),
+    ),
+    Broken(
+        "a host forgets what it has removed",
+        replace(HELD, host_remembers_what_it_removed=False, host_checks_the_claim=False),
+        destroyed_since_the_backup,
+        ("set_etcd_back", WORK, HANG),
+        ("rebuilt blank", "runs after gone", "used without a claim"),
+    ),
+    Broken(
+        "a missing key means absent",
+        replace(HELD, host_leaves_what_nobody_asks_for=False),
+        running,
+        ("lose_keys", ROUND, LANE),
+        ("destroyed unasked",),
+    ),
+    Broken(
+        "whatever fails to start is undone",
+        replace(HELD, host_keeps_what_may_have_run=False),
+        running,
+        (LANE, "stop_daemon", ROUND),
+        ("destroyed unasked",),
+    ),
+    Broken(
+        "a lost guest is reported gone",
+        replace(HELD, lost_is_not_gone=False),
+        running,
+        ("move_a_disk_away_or_back", ROUND),
+        ("released in use", "used without a claim", "destroyed unasked"),
+    ),
+    Broken(
+        "a request does not compare its intent",
+        replace(HELD, request_compares_the_intent=False, host_checks_the_claim=False),
+        claimed_and_asleep,
+        (ROUND, STEP),
+        ("used without a claim", "released in use"),
+    ),
+    Broken(
+        "an unanswered request is taken for one that failed",
+        replace(HELD, unanswered_request_is_settled=False),
+        about_to_request,
+        (STEP, WORK, "lose_an_answer"),
+        ("released in use", "used without a claim", "runs twice"),
+    ),
+    Broken(
+        "another host is tried after an unanswered request",
+        replace(HELD, settled_request_keeps_its_host=False),
+        requested_before_the_setting_back,
+        (STEP, HANG),
+        ("released in use", "used without a claim", "runs twice"),
+    ),
+    Broken(
+        "a uuid whose intent was taken is used again",
+        replace(HELD, uuids_are_used_once=False),
+        about_to_be_released,
+        (STEP, WORK),
+        ("released in use", "used without a claim"),
+    ),
+]
+
+
+@pytest.mark.parametrize("broken", BROKEN, ids=lambda broken: broken.what)
+def test_an_invariant_notices_that(broken: Broken) -> None:
+    with pytest.raises(Violated) as caught:
+        run_state_machine_as_test(broken.machine(), settings=PROFILE)
+    assert caught.value.name in broken.is_seen_as, caught.value
+
+
+@pytest.mark.parametrize("broken", BROKEN, ids=lambda broken: broken.what)
+def test_nothing_is_noticed_in_the_same_scene_unless(broken: Broken) -> None:
+    held = replace(broken, rules=HELD)
+    run_state_machine_as_test(held.machine(), settings=settings(PROFILE, max_examples=40))
