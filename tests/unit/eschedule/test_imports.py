@@ -38,14 +38,17 @@ OURS_OF_A_COMMAND = OURS | {
 HEAVY_STDLIB = {"asyncio", "concurrent.futures", "ctypes", "http.client", "multiprocessing", "ssl", "urllib.request"}
 
 DUMP = """
-import os, sys
+import atexit, os, sys
 before = set(sys.modules)  # what the interpreter and its site packages have loaded by themselves
 path = sys.argv.pop(1)
 end = os._exit
-def dump_and_end(status):  # the command leaves without the interpreter's own end
+def dump():
     with open(path, "w") as file:
         file.write("\\n".join(set(sys.modules) - before))
+def dump_and_end(status):  # a command leaves without the interpreter's own end, completion does not
+    dump()
     end(status)
+atexit.register(dump)
 os._exit = dump_and_end
 from eschedule.cli.main import main
 main()
