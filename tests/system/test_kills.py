@@ -10,6 +10,7 @@ to start the tool at each of some seventy points would take a minute.
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,7 @@ from host import Host, wait_for
 from images import ImageServer
 
 from ecompute.cluster.documents import Assignment, Instance, Interface, Power, Resources, Role, Spec, State
+from ecompute.cluster.errors import NotFound
 from ecompute.cluster.store import Versioned
 from ecompute.instances.plan import Found, Phase, Plan, Record, Step, after_failure, plan
 from eschedule.cloud.connection import Cloud
@@ -101,7 +103,7 @@ class Asker:
         return self._instance.value.error or ""
 
     def wait_gone(self) -> None:
-        if self.uuid in self.cluster.instances():
+        with contextlib.suppress(NotFound):
             self._instances.wait(self._instance, until=frozenset(), timeout_s=60)
 
     @property
