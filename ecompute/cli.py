@@ -145,16 +145,18 @@ def adopt(settings: Settings) -> None:
     Example:  ecompute adopt
     """
     from ecompute.cluster import config
+    from ecompute.cluster.errors import NotFound
     from ecompute.cluster.store import Store
+    from ecompute.daemon import StateLock
     from ecompute.hold import Hold
     from ecompute.instances.memory import Memory
 
     settings_ = config.load(config.find(settings.config))
-    store = Store(settings_.etcd)
-    try:
-        adopted = Hold(store, Memory(settings_.state_dir / "memory"), host="ecompute adopt").adopt()
-    finally:
-        store.close()
+    memory = settings_.state_dir / "memory"
+    if not memory.is_dir():
+        raise NotFound(f"no daemon has ever run on {settings_.state_dir}", hint="name its configuration with --config")
+    with StateLock(settings_.state_dir / "lock"), Store(settings_.etcd) as store:
+        adopted = Hold(store, Memory(memory), host="ecompute adopt").adopt()
     click.echo(f"adopted incarnation {adopted.incarnation} at revision {adopted.revision}; start the daemon again")
 
 

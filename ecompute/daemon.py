@@ -96,7 +96,7 @@ class Daemon:
             signal.signal(number, lambda *_: self.stop())
         state = self._config.state_dir
         state.mkdir(parents=True, exist_ok=True, mode=0o711)
-        with _Lock(state / "lock"):
+        with StateLock(state / "lock"):
             return self._run(state)
 
     def _run(self, state: Path) -> int:
@@ -335,7 +335,7 @@ def _control_plane(config: Config) -> list[str]:
     return [*config.etcd.endpoints, f"{placement.hostname}:{port}"]
 
 
-class _Lock:
+class StateLock:
     """Holds the state directory: two daemons on one would each undo what the other does."""
 
     def __init__(self, path: Path) -> None:

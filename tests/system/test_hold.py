@@ -159,6 +159,9 @@ def test_a_host_that_was_down_meanwhile_holds_when_it_starts(
     _wait_looked_at(cluster, host, [guest.uuid])
     assert _picture(host) == before
     # Taken for the host's own all the same: what was removed is not built again, blank.
+    refused = _run_adopt(host)
+    assert refused.returncode == 1, "a daemon that runs would write its own over it"
+    assert "another ecompute runs" in refused.stderr
     host.stop()
     _adopt(host)
     host.start()
@@ -243,12 +246,16 @@ def _end_hold(cluster: Cluster, backups: Backups, newest: Path) -> None:
         host.start()
 
 
-def _adopt(host: Host) -> None:
-    done = subprocess.run(
+def _run_adopt(host: Host) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
         [sys.executable, "-m", "ecompute", "--config", str(host.directory / "compute.yaml"), "adopt", "--yes"],
         capture_output=True,
         text=True,
         timeout=60,
     )
+
+
+def _adopt(host: Host) -> None:
+    done = _run_adopt(host)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("adopted incarnation "), done.stdout
