@@ -273,6 +273,7 @@ class _Host:
         self._traits = traits
         self._disk_directory = disk_directory
         self._node = node
+        self._is_registered = False
         self.is_open = False
         self.is_settled = False
         """Whether the last `keep` went through."""
@@ -291,10 +292,14 @@ class _Host:
         reason = self._hold.examine()
         if before is not None and reason is None:
             self._instances.rescan()
-        self._write_node(reason)
+        if self._is_registered or self._has_node():
+            self._write_node(reason)  # at once: placement may be away, and a hold is to be seen
         is_closed = reason is not None or not (self.is_open or self._instances.has_converged())
         measured = inventory.measure(self._disk_directory)
         self._registrar.register(measured, self._traits, is_closed=is_closed)
+        if not self._is_registered:
+            self._is_registered = True
+            self._write_node(reason)  # not before: one whose provider is refused would leave a host that never was
         if self.is_open is is_closed:
             log.info("the host %s", "takes no new instances" if is_closed else "is open for new instances")
         self.is_open = not is_closed
@@ -306,6 +311,9 @@ class _Host:
             self._registrar.close()
         except CloudError as error:
             log.warning("the host's VCPU could not be reserved: %s", error)
+
+    def _has_node(self) -> bool:
+        return self._store.get(keys.node(self._node(None).provider), Node) is not None
 
     def _write_node(self, reason: str | None) -> None:
         node = self._node(reason)

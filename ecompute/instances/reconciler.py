@@ -145,9 +145,10 @@ class InstanceReconciler:
 
     def close(self, timeout_s: float) -> bool:
         """End after the steps in hand; return whether they ended in time."""
-        self._scanning.stop()
+        have_ended = self._lanes.close(timeout_s)  # first: nothing is begun while the rest ends
         self._retries.close()
-        return self._lanes.close(timeout_s)
+        self._scanning.stop()
+        return have_ended
 
     # --- wakes ---
 

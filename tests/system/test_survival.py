@@ -65,6 +65,17 @@ def test_a_daemon_that_is_told_to_end_finishes_its_step_closes_its_host_and_leav
     host.start(failpoint="define.before:stop")
     wait_for(lambda: host.is_suspended, what="it is in the middle of a step")
     assert begun.uuid not in host.domains()
+    said = len(host.log)
+    (libvirtd,) = host.libvirtd.pids["libvirtd"]
+    os.kill(libvirtd, signal.SIGSTOP)  # or the step might be over before it is told to end
+    try:
+        os.kill(host.daemon.child.pid, signal.SIGTERM)
+        host.daemon.child.resume()
+        wait_for(lambda: "stopping: finishing the steps in hand" in host.log[said:], what="it has been told to end")
+        assert host.is_running, "it does not wait for the step"
+    finally:
+        os.kill(libvirtd, signal.SIGCONT)
+    assert host.daemon.child.wait(30), "it does not end"
     assert host.stop() == 0
     assert host.domains() == {kept.uuid: True, begun.uuid: False}, "the step in hand was not finished, or more was done"
     assert host.guest_pids() == pids

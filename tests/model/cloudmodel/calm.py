@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from cloudmodel.actors import upkeep
 from cloudmodel.etcd import Entry
 from cloudmodel.rules import Violated
+from cloudmodel.upkeep import upkeep
 from cloudmodel.world import Fate, World
 from ecompute.cluster import keys
 from ecompute.cluster.documents import Role, State

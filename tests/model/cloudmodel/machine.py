@@ -8,12 +8,13 @@ from typing import ClassVar
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from cloudmodel.actors import destroy, schedule, upkeep
+from cloudmodel.asking import destroy, schedule
 from cloudmodel.calm import LANE_STEPS, TURNS, calm_down, check_the_end, let_a_round_pass
 from cloudmodel.etcd import Delete, Etcd
 from cloudmodel.host import Daemon
 from cloudmodel.placement import Allocation
 from cloudmodel.rules import Rules, Violated
+from cloudmodel.upkeep import upkeep
 from cloudmodel.world import HOSTS, Fate, Process, World
 from ecompute.cluster import keys
 from ecompute.cluster.documents import Power

@@ -1,7 +1,6 @@
-"""The processes that are no hosts: schedulers, destroyers, auditors.
+"""Those who keep etcd and placement honest: finishers, and auditors under a lead.
 
-Each is a generator; what stands between two of its yields happens at once, and never more than one
-message does. The order of the messages is the product's.
+Steps are as in `cloudmodel.asking`.
 """
 
 from __future__ import annotations
@@ -11,15 +10,12 @@ from msgspec import structs
 from cloudmodel.etcd import Compare, Delete, Entry, Put, unchanged
 from cloudmodel.host import NOTHING
 from cloudmodel.placement import RefusedError
-from cloudmodel.world import HOSTS, Lease, Process, Steps, Unanswered, World, spec
+from cloudmodel.world import HOSTS, Lease, Process, Steps, Unanswered, World
 from ecompute.cluster import keys
 from ecompute.cluster.documents import (
-    AddressLock,
     Assignment,
     Instance,
-    Intent,
     Lead,
-    Node,
     Operation,
     Role,
     Seen,
@@ -44,166 +40,10 @@ from ecompute.cluster.upkeep.decide import (
 LEAD_TTL_S = 15.0
 ANSWER_TTL_S = 25.0
 POLLS = 6
-ADDRESSES = tuple(f"10.0.0.{n}" for n in range(2, 12))
 LEAD = keys.lead("upkeep")
 
 
-# --- eschedule: launch ---
-
-
-def schedule(world: World, uuid: str, prefer: int) -> Steps:
-    """``intent → claim → request``, on the preferred host first."""
-    etcd = world.etcd
-    incarnation = etcd.get(keys.INCARNATION)
-    if incarnation is None:
-        return
-    yield "has read the incarnation"
-    same_life = unchanged(keys.INCARNATION, incarnation)
-    key = keys.intent(uuid)
-    intent = Intent(consumer=uuid, kind="create", namespace="system", writer="s", made_at="")
-    try:
-        world.commit(
-            [Compare(key, mod_revision=0), Compare(keys.instance(uuid), mod_revision=0), same_life], [Put(key, intent)]
-        )
-    except (CompareFailed, Unanswered):
-        return
-    mine = etcd.get(key)
-    assert mine is not None
-    yield "intended"
-    for provider in HOSTS[prefer:] + HOSTS[:prefer]:
-        is_claimed = yield from _claim(world, uuid, provider)
-        if is_claimed is None:
-            return  # nobody knows: the audit's
-        if not is_claimed:
-            continue
-        yield "claimed"
-        has_told = yield from _request(world, uuid, provider, same_life, mine)
-        if has_told is None or has_told:
-            return
-        yield "passes a host over"
-        yield from _release(world, uuid)
-    yield from _give_up(world, uuid, mine)
-
-
-def _claim(world: World, uuid: str, provider: str) -> Steps:
-    for _ in range(3):
-        try:
-            world.to_placement(lambda: world.placement.claim(uuid, provider))
-        except RefusedError:
-            yield "was refused"
-            held = world.placement.allocations.get(uuid)
-            return held is not None and held.provider == provider
-        except Unanswered:
-            yield "claim unanswered"
-        else:
-            return True
-    return None
-
-
-def _request(world: World, uuid: str, provider: str, same_life: Compare, mine: Entry) -> Steps:
-    """Return whether the host was told; None: the claim is not this process's any more."""
-    etcd = world.etcd
-    # What was once written without an answer may be at work on its host, whatever etcd says later.
-    passes_over: bool | None = False
-    for _ in range(3):
-        node = etcd.get(keys.node(provider))
-        if node is None or not isinstance(node.value, Node) or node.value.hold is not None:
-            return passes_over
-        taken = {keys.last(lock) for lock in etcd.below(keys.addresses("net"))}
-        address = next(a for a in ADDRESSES if a not in taken)
-        yield "has read the host"
-        try:
-            _write_request(world, uuid, provider, address, [same_life, unchanged(keys.node(provider), node)], mine)
-        except CompareFailed:
-            yield "request refused"
-            found = etcd.get(keys.intent(uuid))
-            is_void = found is None or found.mod_revision != mine.mod_revision
-            if not is_void:
-                continue
-            if world.rules.uuids_are_used_once:
-                # Its answer said that nothing was written, and nothing can be any more.
-                yield from _release(world, uuid)
-                return None
-            if found is not None or etcd.get(keys.instance(uuid)) is not None:
-                return None
-            try:
-                world.commit([Compare(keys.intent(uuid), mod_revision=0)], [Put(keys.intent(uuid), mine.value)])
-            except (CompareFailed, Unanswered):
-                return None
-            again = etcd.get(keys.intent(uuid))
-            assert again is not None
-            mine = again
-            yield "intended again"
-        except Unanswered:
-            if world.rules.unanswered_request_is_settled:
-                settled = yield from _settle(world, uuid, mine)
-                if not isinstance(settled, Entry):
-                    return True if settled else None
-                mine = settled
-                if world.rules.settled_request_keeps_its_host:
-                    passes_over = None
-                continue
-            yield "request unanswered"
-            return False
-        else:
-            return True
-    return passes_over
-
-
-def _settle(world: World, uuid: str, mine: Entry) -> Steps:
-    """As `ecompute.cluster.claims.Claim.settle` does: return whether it was written, or the intent as it is now."""
-    key = keys.intent(uuid)
-    yield "settles"
-    try:
-        world.commit([unchanged(key, mine)], [Put(key, mine.value)])
-    except CompareFailed:
-        yield "looks for its instance"
-        return world.etcd.get(keys.instance(uuid)) is not None
-    except Unanswered:
-        return None
-    return world.etcd.get(key)
-
-
-def _write_request(world: World, uuid: str, provider: str, address: str, compares: list[Compare], mine: Entry) -> None:
-    wanted = spec(uuid, f"{address}/24")
-    instance = Instance(
-        uuid=uuid,
-        namespace="system",
-        name=uuid,
-        state=State.INITIAL,
-        provider=provider,
-        spec=wanted,
-        created_at="",
-    )
-    assignment = Assignment(uuid=uuid, namespace="system", name=uuid, role=Role.RUN, generation=1, epoch=1, spec=wanted)
-    lock = keys.address("net", address)
-    if world.rules.request_compares_the_intent:
-        compares = [*compares, unchanged(keys.intent(uuid), mine)]
-    world.commit(
-        [*compares, Compare(keys.instance(uuid), mod_revision=0), Compare(lock, mod_revision=0)],
-        [
-            Delete(keys.intent(uuid)),
-            Put(keys.instance(uuid), instance),
-            Put(keys.assignment(provider, uuid), assignment),
-            Put(lock, AddressLock(interface_uuid=f"if-{uuid}", instance_uuid=uuid)),
-        ],
-    )
-
-
-def _give_up(world: World, uuid: str, mine: Entry) -> Steps:
-    yield "gives up"
-    try:
-        world.commit([unchanged(keys.intent(uuid), mine)], [Delete(keys.intent(uuid))])
-    except Unanswered:
-        return
-    except CompareFailed:
-        if world.etcd.get(keys.instance(uuid)) is not None:
-            return
-    yield "gave up its intent"
-    yield from _release(world, uuid)
-
-
-def _release(world: World, uuid: str, lease: Lease | None = None) -> Steps:
+def release(world: World, uuid: str, lease: Lease | None = None) -> Steps:
     """Give a claim back: read its generation, write nothing with it. Two messages, so two steps."""
     for _ in range(3):
         held = world.placement.allocations.get(uuid)
@@ -220,48 +60,6 @@ def _release(world: World, uuid: str, lease: Lease | None = None) -> Steps:
             yield "release unanswered"
         else:
             return
-
-
-# --- eschedule: destroy ---
-
-
-def destroy(world: World, uuid: str) -> Steps:
-    """Mark the instance deleting and its assignment absent; wait; finish."""
-    etcd = world.etcd
-    for _ in range(3):
-        entry = etcd.get(keys.instance(uuid))
-        if entry is None:
-            return
-        value = entry.value
-        if value.state is State.DELETING:
-            break
-        key = keys.assignment(value.provider, uuid)
-        assignment = etcd.get(key)
-        yield "has read what to destroy"
-        generation = value.generation + 1
-        compares = [unchanged(keys.instance(uuid), entry)]
-        operations: list[Put | Delete] = [
-            Put(keys.instance(uuid), structs.replace(value, state=State.DELETING, generation=generation))
-        ]
-        if assignment is not None:
-            compares.append(unchanged(key, assignment))
-            absent = structs.replace(assignment.value, role=Role.ABSENT, generation=generation)
-            operations.append(Put(key, absent))
-        world.ordered.add(uuid)
-        try:
-            world.commit(compares, operations)
-        except CompareFailed:
-            continue
-        except Unanswered:
-            yield "destroy unanswered"
-            continue
-        break
-    for _ in range(POLLS):
-        yield "waits for gone"
-        yield from finish_one(world, uuid)
-
-
-# --- upkeep ---
 
 
 def finish_one(world: World, uuid: str, provider: str | None = None, guard: list[Compare] | None = None) -> Steps:
@@ -292,7 +90,7 @@ def finish_one(world: World, uuid: str, provider: str | None = None, guard: list
                 continue
             elif planned.act in (Act.RELEASE, Act.RELEASE_AND_DELETE):
                 yield "is about to release"
-                yield from _release(world, uuid)
+                yield from release(world, uuid)
                 if planned.act is Act.RELEASE_AND_DELETE:
                     yield "released"
                     if uuid in world.placement.allocations:
@@ -429,7 +227,7 @@ def _repair(world: World, process: Process, found: Leaks, guard: list[Compare], 
     deleted: set[str] = set()
     if not world.rules.audit_deletes_the_intent_first:
         for consumer in releases(found, frozenset(found.intents), frozenset(found.questions)):
-            yield from _release(world, consumer, lease)
+            yield from release(world, consumer, lease)
     for consumer, revision in found.intents.items():
         yield "is about to delete an intent"
         try:
@@ -454,7 +252,7 @@ def _repair(world: World, process: Process, found: Leaks, guard: list[Compare], 
             nothing_there.add(question)
     for consumer in releases(found, frozenset(deleted), frozenset(nothing_there)):
         yield "is about to release a leak"
-        yield from _release(world, consumer, lease)
+        yield from release(world, consumer, lease)
 
 
 def _ask(world: World, process: Process, question: Question) -> Steps:
