@@ -53,6 +53,7 @@ from ecompute.operations import Operations
 from ecompute.registrar import Registrar, identity
 from ecompute.storage.fetch import Fetcher
 from ecompute.storage.images import ImageCache
+from ecompute.storage.place import Place
 
 EXIT_STUCK = 75
 """Too many lanes hang: start me anew (EX_TEMPFAIL)."""
@@ -128,7 +129,7 @@ class Daemon:
         images = ImageCache(state / "images", Fetcher(config.images, refused=_control_plane(config)))
         actuator = Actuator(
             provider=provider,
-            directory=state / "instances",
+            place=Place(state / "instances", provider, is_new=not memory.records()),
             hypervisor=hypervisor,
             images=images,
             memberships=memberships,

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from ecompute.cluster import keys
 from ecompute.cluster.documents import Incarnation, Instance, Intent, timestamp
-from ecompute.cluster.errors import CompareFailed, Conflict, OnHold
+from ecompute.cluster.errors import CompareFailed, Conflict, OnHold, StoreUnavailable
 from ecompute.cluster.failpoint import reach
 from ecompute.cluster.store import Compare, Delete, Op, Put, Store, Versioned, absent, unchanged
 
@@ -56,6 +56,10 @@ class Claim:
         self._claims = claims
         self._intent = intent
         self._incarnation = incarnation
+        self.is_in_doubt = False
+        """Whether a request went unanswered. It may have been written, and an etcd that was put back
+        since would not show it: the claim may be in use whatever etcd says, and only its host, which
+        the audit asks, can tell. Neither `release` nor `give_up` touches it then."""
 
     def take(self, allocations: Mapping[str, Mapping[str, int]], mappings: Mapping[str, list[str]] | None) -> None:
         """Claim ``allocations`` ({provider: {class: amount}}) in placement, all or none.
@@ -80,11 +84,21 @@ class Claim:
 
         Raises:
             CompareFailed: nothing was written. `is_void` says whether the intent was the reason.
+            StoreUnavailable: where it may be written, ask `settle`, and then the same host again: no
+                other may be asked for this claim any more.
         """
-        revision = self._claims.store.commit(
-            [unchanged(self._intent), unchanged(self._incarnation), *compares],
-            [Delete(self._intent.key), *operations],
-        )
+        was_in_doubt, self.is_in_doubt = self.is_in_doubt, True
+        try:
+            revision = self._claims.store.commit(
+                [unchanged(self._intent), unchanged(self._incarnation), *compares],
+                [Delete(self._intent.key), *operations],
+            )
+        except CompareFailed:
+            self.is_in_doubt = was_in_doubt
+            raise
+        except StoreUnavailable as error:
+            self.is_in_doubt = was_in_doubt or error.may_be_written
+            raise
         reach("claim.requested")
         return revision
 
@@ -121,15 +135,26 @@ class Claim:
         )
 
     def release(self) -> None:
-        """Give the claim back, and keep the intent for the next try."""
+        """Give the claim back, and keep the intent for the next try.
+
+        Raises:
+            Conflict: it is in doubt; the audit will find it.
+        """
+        if self.is_in_doubt:
+            raise Conflict(
+                f"it is not known whether {self.consumer} was requested", hint=f"see `eschedule doctor {self.consumer}`"
+            )
         self._claims.placement.release(self.consumer)
 
     def give_up(self) -> bool:
-        """Give back intent and claim, in that order; return whether that was possible.
+        """Give back intent and claim, in that order; return whether that was done.
 
-        With the intent deleted, no request that is still under way can be written. If it was
-        written after all, it deleted the intent, and the claim is the instance's: False.
+        What is in doubt is left to the audit. With the intent deleted, no request that is still
+        under way can be written. If it was written after all, it deleted the intent, and the claim
+        is the instance's: False.
         """
+        if self.is_in_doubt:
+            return False
         store = self._claims.store
         try:
             store.commit([unchanged(self._intent)], [Delete(self._intent.key)])

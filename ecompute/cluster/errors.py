@@ -20,7 +20,8 @@
      ├─ Unavailable             a service does not answer; says which, where and since when
      │   ├─ StoreUnavailable
      │   ├─ PlacementUnavailable
-     │   └─ HypervisorUnavailable
+     │   ├─ HypervisorUnavailable
+     │   └─ StorageUnavailable
      ├─ StepFailed              a step on the host went wrong
      │   ├─ HypervisorError
      │   ├─ NetworkError
@@ -166,6 +167,12 @@ class PlacementUnavailable(Unavailable):
 
 class HypervisorUnavailable(Unavailable):
     code = "hypervisor.unavailable"
+
+
+class StorageUnavailable(Unavailable):
+    """Nothing can be said of what lies on a disk: it is not mounted."""
+
+    code = "storage.unavailable"
 
 
 class StepFailed(CloudError):

@@ -114,8 +114,9 @@ def leave(status: int) -> NoReturn:
     end would wait for them, once in a while for ever.
     """
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):  # closed, or nobody reads it: nothing is left to say
-            stream.flush()
+        with contextlib.suppress(OSError, ValueError):  # nobody reads it: nothing is left to say
+            if stream is not None:  # closed by whoever started us
+                stream.flush()
     os._exit(status)
 
 

@@ -149,7 +149,7 @@ class EmbeddedCloud:
     def has_guests(self) -> bool:
         """Whether guests of this cloud are on this machine."""
         instances = self.directory / "host" / "instances"
-        return instances.exists() and any(instances.iterdir())
+        return instances.exists() and any(path.is_dir() for path in instances.iterdir())
 
     def is_running(self) -> str | None:
         """Return which part has ended by itself, or ``None`` while all run."""

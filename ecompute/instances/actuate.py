@@ -30,6 +30,7 @@ from ecompute.network.membership import Memberships
 from ecompute.network.mesh import bridge_name, tap_name
 from ecompute.storage import disks
 from ecompute.storage.images import Image, ImageCache
+from ecompute.storage.place import Place
 
 DEADLINE_S: dict[Step, float] = {
     Step.FETCH_IMAGE: 30.0,
@@ -90,7 +91,7 @@ class Actuator:
     """What a host can do to one of its instances.
 
     Args:
-        directory: where the instances' files lie.
+        place: where the instances' files lie.
         bridge: a bridge of the host on which each guest gets a second interface, or ``None``.
         accelerator: ``kvm`` or ``tcg``, as tried.
         secrets: reads the secrets of an instance from etcd.
@@ -100,7 +101,7 @@ class Actuator:
         self,
         *,
         provider: str,
-        directory: Path,
+        place: Place,
         hypervisor: Hypervisor,
         images: ImageCache,
         memberships: Memberships,
@@ -111,7 +112,7 @@ class Actuator:
         secrets: Callable[[str], Secrets | None],
     ) -> None:
         self._provider = provider
-        self._directory = directory
+        self._place = place
         self._hypervisor = hypervisor
         self._images = images
         self._memberships = memberships
@@ -122,29 +123,34 @@ class Actuator:
         self._secrets = secrets
         self._fetching: dict[str, Future[Image]] = {}
         self._tried: dict[str, int] = {}
-        directory.mkdir(parents=True, exist_ok=True, mode=0o711)
 
     def files(self, uuid: str) -> Files:
         if not keys.is_uuid(uuid):
             raise StorageError(f"{uuid[:50]!r} is no uuid: no path is made of it")
-        return Files(self._directory / uuid)
+        return Files(self._place.path / uuid)
 
     def with_files(self) -> set[str]:
-        """Return the uuids of the instances that have files here."""
-        return {path.name for path in self._directory.iterdir() if keys.is_uuid(path.name) and path.is_dir()}
+        """Return the uuids of the instances that have files here.
+
+        Raises:
+            StorageUnavailable: it cannot be said.
+        """
+        self._place.check()
+        return {path.name for path in self._place.path.iterdir() if keys.is_uuid(path.name) and path.is_dir()}
 
     def look(self, uuid: str, assignment: Assignment | None) -> Found:
         """Return what of the instance is on this host, now.
 
         Raises:
             ForeignDomain: see there.
-            HypervisorUnavailable, NetworkError: it cannot be said.
+            HypervisorUnavailable, StorageUnavailable, NetworkError: it cannot be said.
         """
         domain = self._hypervisor.get(uuid)
         if domain is not None and not domain.is_ours:
             raise ForeignDomain(
                 f"a domain with the uuid {uuid} is on this host and is not ours", hint="it is never touched; remove it"
             )
+        self._place.check()
         files = self.files(uuid)
         _sweep(files)
         is_to_go = assignment is not None and assignment.role is Role.ABSENT

@@ -167,6 +167,11 @@ class Launcher:
             launched = self._request(request, claim, candidate, target)
             if launched is not None:
                 return launched
+            if claim.is_in_doubt:
+                raise Conflict(
+                    f"{target.name} takes nothing new, and whether it was asked before is not known",
+                    hint=f"see `eschedule doctor {claim.consumer}`, and launch another where it shows nothing",
+                )
             self._on_refused(f"{choice.provider} takes nothing new")
             closed.add(choice.provider)
             claim.release()

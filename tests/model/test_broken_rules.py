@@ -22,7 +22,7 @@ from hypothesis.stateful import run_state_machine_as_test
 from ecompute.cluster import keys
 
 PROFILE = settings(
-    max_examples=400,
+    max_examples=4000,  # the first that finds it ends the search
     stateful_step_count=15,
     deadline=None,
     derandomize=True,

@@ -17,6 +17,7 @@ from xml.etree import ElementTree as ET
 import libvirt
 
 from ecompute.cluster.documents import Instance
+from ecompute.storage.place import MARK
 
 if TYPE_CHECKING:
     from agreement import Picture
@@ -76,7 +77,7 @@ def _of_domain(host: Host, instance: Instance, xml: ET.Element) -> Iterator[str]
 
 def files(host: Host, mine: dict[str, Instance], ignored: set[str]) -> Iterator[str]:
     directory = host.state / "instances"
-    found = {path.name: path for path in directory.iterdir()} if directory.exists() else {}
+    found = {path.name: path for path in directory.iterdir() if path.name != MARK} if directory.exists() else {}
     for name in sorted(found.keys() - mine.keys() - ignored):
         yield f"{found[name]} is there, and no such instance"
     for uuid, instance in mine.items():

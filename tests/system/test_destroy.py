@@ -134,3 +134,24 @@ def test_a_destroy_that_waits_ends_when_its_host_stops_answering(cluster: Cluste
     guest.host.start()
     wait_for(lambda: not cluster.instances(), what="the guest is gone")
     cluster.agree(timeout_s=60)
+
+
+def test_destroy_while_the_disks_are_not_mounted_waits_for_them(cluster: Cluster) -> None:
+    guest = cluster.launch()
+    host, disks = guest.host, guest.host.state / "instances"
+    domain = host.domain(guest.uuid)
+    host.stop()
+    disks.rename(host.state / "unmounted")
+    disks.mkdir(mode=0o711)
+    domain.undefine()
+    domain.destroy()
+    cluster.eschedule("destroy", "--no-wait", guest.uuid)
+    host.start(wait=False)
+    wait_for(lambda: "is its file system not mounted?" in host.log, what="the host says what it misses")
+    assert guest.uuid in cluster.instances(), "it was taken for gone"
+    host.stop()
+    disks.rmdir()
+    (host.state / "unmounted").rename(disks)
+    host.start()
+    wait_for(lambda: not cluster.instances(), what="the guest is gone")
+    cluster.agree()

@@ -15,7 +15,7 @@ from ecompute.cluster import keys
 from ecompute.cluster.claims import Claims
 from ecompute.cluster.config import Config, EtcdSettings, PlacementSettings
 from ecompute.cluster.documents import Alive, Incarnation, Instance, Intent, Node
-from ecompute.cluster.errors import CompareFailed, PlacementUnavailable, StoreUnavailable
+from ecompute.cluster.errors import CompareFailed, Conflict, PlacementUnavailable, StoreUnavailable
 from ecompute.cluster.store import Delete, Put, Store, unchanged
 from ecompute.dev.etcd import EtcdProcess, start_etcd
 from ecompute.dev.placement import PlacementProcess
@@ -255,3 +255,20 @@ def test_a_request_cannot_be_written_once_its_outcome_was_settled(
     claim.request([], [])
     assert store.keys(keys.INTENTS)[0] == []
     assert claim.is_void()
+
+
+def test_a_claim_in_doubt_is_neither_released_nor_given_up(
+    linked_cloud: Cloud, link: Any, cloud: Cloud, make_host: Callable[..., Any]
+) -> None:
+    """Whether it was written is not known, and an etcd that was put back meanwhile would not show it."""
+    host = make_host()
+    claim = begin(linked_cloud, host)
+    link.hold_answers_after(b"/marked")
+    with pytest.raises(StoreUnavailable):
+        claim.request([], [Put("/marked", Incarnation(id="1", made_by="me", made_at=""))])
+    link.mend()
+    assert claim.is_in_doubt
+    with pytest.raises(Conflict, match="not known"):
+        claim.release()
+    assert not claim.give_up()
+    assert claim.consumer in host.claims()
