@@ -24,17 +24,15 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
 
-from msgspec import structs
-
-from ecompute import __version__, inventory
+from ecompute import __version__
 from ecompute.cluster import keys
 from ecompute.cluster.config import Config
 from ecompute.cluster.documents import Incarnation, Node, Secrets, timestamp
-from ecompute.cluster.errors import CloudError, CompareFailed, Conflict, Unavailable
+from ecompute.cluster.errors import Conflict, Unavailable
 from ecompute.cluster.events import LEAD, Events
 from ecompute.cluster.periodic import Periodic
 from ecompute.cluster.placement import Placement
-from ecompute.cluster.store import Put, Store, absent, unchanged
+from ecompute.cluster.store import Store
 from ecompute.cluster.upkeep.leader import Leader
 from ecompute.heartbeat import Heartbeat
 from ecompute.hold import Hold
@@ -45,6 +43,7 @@ from ecompute.instances.lanes import Stuck
 from ecompute.instances.memory import Memory
 from ecompute.instances.reconciler import InstanceReconciler
 from ecompute.instances.reporter import Reporter
+from ecompute.keeper import HostKeeper
 from ecompute.network.filter import NftFilter
 from ecompute.network.links import NetlinkLinks
 from ecompute.network.membership import Memberships
@@ -158,7 +157,7 @@ class Daemon:
             rng=self._rng,
         )
         registrar = Registrar(placement, config, provider, self._name)
-        host = _Host(
+        host = HostKeeper(
             store=store,
             registrar=registrar,
             hold=hold,
@@ -224,7 +223,9 @@ class Daemon:
         log.info("stopped")
         return self._exit_status
 
-    def _attend(self, changed: threading.Event, host: _Host, instances: InstanceReconciler, upkeep: Periodic) -> None:
+    def _attend(
+        self, changed: threading.Event, host: HostKeeper, instances: InstanceReconciler, upkeep: Periodic
+    ) -> None:
         """See to it, until stopped, that the host is kept up to date as soon as something has changed."""
         tried = -math.inf
         while not self._stopping.wait(LOOK_PERIOD_S):
@@ -251,85 +252,6 @@ class Daemon:
             self._stopping.wait(pause * self._rng.uniform(0.8, 1.2))
             pause = min(pause * 2, LAST_RETRY_S)
         return None
-
-
-class _Host:
-    """What the host says of itself in placement and etcd, kept up to date by `keep`."""
-
-    def __init__(
-        self,
-        *,
-        store: Store,
-        registrar: Registrar,
-        hold: Hold,
-        instances: InstanceReconciler,
-        traits: frozenset[str],
-        disk_directory: Path,
-        node: Callable[[str | None], Node],
-    ) -> None:
-        self._store = store
-        self._registrar = registrar
-        self._hold = hold
-        self._instances = instances
-        self._traits = traits
-        self._disk_directory = disk_directory
-        self._node = node
-        self._is_registered = False
-        self.is_open = False
-        self.is_settled = False
-        """Whether the last `keep` went through."""
-
-    @property
-    def is_held(self) -> bool:
-        return self._hold.reason is not None
-
-    def keep(self) -> None:
-        """Look whether to hold, and put node, provider, inventory and traits right.
-
-        The host is opened for claims once everything was gone through and nothing is on hold.
-        """
-        self.is_settled = False
-        before = self._hold.reason
-        reason = self._hold.examine()
-        if before is not None and reason is None:
-            self._instances.rescan()
-        if self._is_registered or self._has_node():
-            self._write_node(reason)  # at once: placement may be away, and a hold is to be seen
-        is_closed = reason is not None or not (self.is_open or self._instances.has_converged())
-        measured = inventory.measure(self._disk_directory)
-        self._registrar.register(measured, self._traits, is_closed=is_closed)
-        if not self._is_registered:
-            self._is_registered = True
-            self._write_node(reason)  # not before: one whose provider is refused would leave a host that never was
-        if self.is_open is is_closed:
-            log.info("the host %s", "takes no new instances" if is_closed else "is open for new instances")
-        self.is_open = not is_closed
-        self.is_settled = True
-
-    def close(self) -> None:
-        """Reserve the VCPU, so that nothing new is sent here."""
-        try:
-            self._registrar.close()
-        except CloudError as error:
-            log.warning("the host's VCPU could not be reserved: %s", error)
-
-    def _has_node(self) -> bool:
-        return self._store.get(keys.node(self._node(None).provider), Node) is not None
-
-    def _write_node(self, reason: str | None) -> None:
-        node = self._node(reason)
-        key = keys.node(node.provider)
-        found = self._store.get(key, Node)
-        if found is not None and _same(found.value, node):
-            return
-        try:
-            self._store.commit([absent(key) if found is None else unchanged(found)], [Put(key, node)])
-        except CompareFailed:
-            log.warning("somebody else writes %s: is another daemon running with this uuid?", key)
-
-
-def _same(found: Node, node: Node) -> bool:
-    return structs.replace(found, reported_at=node.reported_at) == node
 
 
 def _secrets(store: Store, provider: str, uuid: str) -> Secrets | None:

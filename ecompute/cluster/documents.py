@@ -161,6 +161,21 @@ class Instance(Document, frozen=True, kw_only=True):
     spec: Spec
     created_at: str
     error: str | None = None
+    claim: dict[str, dict[str, int]] = {}
+    """All that was claimed for it, ``{provider: {class: amount}}``: its host's rows, those of providers
+    that share with it, and those of quota and group. What a placement that lost it is given back."""
+    mappings: dict[str, list[str]] = {}
+    """Which provider serves which group of its query; without what was claimed beside the host."""
+    gang: str | None = None
+    """``/gangs/<uuid>``, of one that was launched together with others."""
+    group: str | None = None
+    """``/groups/<uuid>``"""
+    tags: tuple[str, ...] = ()
+    """What others' soft affinity counts."""
+    expires_at: str | None = None
+    """The lead destroys it then; ``/expiries`` has the same time, and is what is swept."""
+    digest: str | None = None
+    """Of the request, where the client chose the uuid or a key: a repeated launch is told by it."""
 
 
 class Assignment(Document, frozen=True, kw_only=True):
@@ -173,6 +188,8 @@ class Assignment(Document, frozen=True, kw_only=True):
     generation: int
     epoch: int
     spec: Spec
+    gang: str | None = None
+    """Nothing is done for it before this ``/gangs/<uuid>`` says committed."""
 
 
 class Secrets(Document, frozen=True, kw_only=True):
@@ -242,7 +259,32 @@ class Admin(Document, frozen=True, kw_only=True):
     """``/admin/<provider>``: what operators and the lead say of a host."""
 
     state: AdminState = AdminState.ACTIVE
+    """What operators say: active, draining or maintenance."""
     reason: str = ""
+    lost_since: str | None = None
+    """Set by the lead while the host's heartbeat is missing, beside whatever operators said."""
+    zone: str | None = None
+    """``/zones/<name>``"""
+    location: str = ""
+    """For people: a room, a rack."""
+    traits: tuple[str, ...] = ()
+    """``CUSTOM_`` traits that operators gave it."""
+
+    @property
+    def effective(self) -> AdminState:
+        """What counts for new instances: lost before all else."""
+        return AdminState.LOST if self.lost_since is not None else self.state
+
+
+class Zone(Document, frozen=True, kw_only=True):
+    """``/zones/<name>``: hosts that may fail together. In placement an aggregate, and a provider for groups."""
+
+    name: str
+    aggregate: str
+    """The uuid of the aggregate whose members are its hosts."""
+    provider: str
+    """The uuid of the provider that carries group classes of scope zone; made in placement at first use."""
+    created_at: str
 
 
 class Alive(Document, frozen=True, kw_only=True):
@@ -304,6 +346,126 @@ class Name(Document, frozen=True, kw_only=True):
 
     uuid: str
     name: str
+
+
+# --- what instances share ------------------------------------------------------------------------
+
+
+class QuotaPhase(StrEnum):
+    COUNTING = "counting"
+    """New claims carry its rows; those of older instances are being added. Nothing is refused yet."""
+    HELD = "held"
+
+
+class Quota(Document, frozen=True, kw_only=True):
+    """``/quotas/<namespace>``: limits, held by a provider of their own that every claim there writes."""
+
+    namespace: str
+    provider: str
+    phase: QuotaPhase = QuotaPhase.COUNTING
+    limits: dict[str, int]
+    """``{class: limit}`` with the classes VCPU, MEMORY_MB, DISK_GB and INSTANCES; without a limit: absent."""
+
+
+class Policy(StrEnum):
+    ANTI_AFFINITY = "anti-affinity"
+    AFFINITY = "affinity"
+    SOFT_ANTI_AFFINITY = "soft-anti-affinity"
+    SOFT_AFFINITY = "soft-affinity"
+
+    @property
+    def is_soft(self) -> bool:
+        return self.value.startswith("soft-")
+
+
+class Scope(StrEnum):
+    """Within what members of a group are together or apart."""
+
+    HOST = "host"
+    ZONE = "zone"
+
+
+class Group(Document, frozen=True, kw_only=True):
+    """``/groups/<uuid>``: instances that are to be together, or apart. Hard ones are a resource class."""
+
+    uuid: str
+    namespace: str
+    name: str
+    policy: Policy
+    scope: Scope = Scope.HOST
+    resource_class: str
+    """One unit a member, where the policy is hard."""
+    place: str | None = None
+    """Affinity: the host's provider, or the zone, that the first member chose."""
+    is_dying: bool = False
+    """Being deleted: takes no members."""
+    created_at: str
+
+
+class Member(Document, frozen=True, kw_only=True):
+    """``/groups/<uuid>/members/<instance>``: a reference; a group with one is not deleted."""
+
+    instance_uuid: str
+    provider: str
+    zone: str | None = None
+
+
+class Tagged(Document, frozen=True, kw_only=True):
+    """``/tags/<namespace>/<tag>/<instance>``: where instances with a tag are, for soft affinity."""
+
+    instance_uuid: str
+    provider: str
+
+
+class GangState(StrEnum):
+    WRITING = "writing"
+    COMMITTED = "committed"
+    CANCELLED = "cancelled"
+
+
+class Gang(Document, frozen=True, kw_only=True):
+    """``/gangs/<uuid>``: instances that start all or not at all. Their assignments are inert until it is committed."""
+
+    uuid: str
+    namespace: str
+    members: tuple[str, ...]
+    state: GangState = GangState.WRITING
+    writer: str
+    made_at: str
+
+
+class UsedUuid(Document, frozen=True, kw_only=True):
+    """``/uuids/<uuid>``: a uuid that a client chose. Kept after its instance: uuids are not used twice."""
+
+    uuid: str
+    namespace: str
+    digest: str
+    is_spent: bool = False
+    """Given up by the audit, or destroyed: nothing is launched with it any more."""
+    made_at: str
+
+
+class IdempotencyKey(Document, frozen=True, kw_only=True):
+    """``/idempotency/<namespace>/<key>``: which uuid a client's key means."""
+
+    key: str
+    uuid: str
+    digest: str
+    made_at: str
+
+
+class Expiry(Document, frozen=True, kw_only=True):
+    """``/expiries/<seconds since 1970>/<uuid>``: ordered by time, so that the sweep reads what is due."""
+
+    uuid: str
+
+
+class Copy(Document, frozen=True, kw_only=True):
+    """``/copies/<provider>/<image>``: an image that the host holds. Ranks it; nothing else decides on it."""
+
+    url: str
+    sha256: str
+    size_bytes: int
 
 
 # --- work ----------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ name another key.
 
 from __future__ import annotations
 
+from hashlib import sha256
 from uuid import UUID
 
 from ecompute.cluster.errors import InvalidInput
@@ -26,6 +27,15 @@ ALIVE = "/alive/"
 NETWORKS = "/networks/"
 VNIS = "/vnis/"
 NAMES = "/names/"
+ZONES = "/zones/"
+QUOTAS = "/quotas/"
+GROUPS = "/groups/"
+TAGS = "/tags/"
+GANGS = "/gangs/"
+UUIDS = "/uuids/"
+IDEMPOTENCY = "/idempotency/"
+EXPIRIES = "/expiries/"
+COPIES = "/copies/"
 INTENTS = "/intents/"
 OPERATIONS = "/operations/"
 LEAD = "/lead/"
@@ -147,6 +157,66 @@ def named(namespace: str, kind: str, name: str) -> str:
 
 def name(namespace: str, kind: str, name_: str, uuid: str) -> str:
     return named(namespace, kind, name_) + _part(uuid)
+
+
+def zone(name_: str) -> str:
+    return ZONES + _part(name_)
+
+
+def quota(namespace: str) -> str:
+    return QUOTAS + _part(namespace)
+
+
+def group(uuid: str) -> str:
+    """The group itself; its members lie below."""
+    return GROUPS + _part(uuid)
+
+
+def members(group_uuid: str) -> str:
+    return group(group_uuid) + "/members/"
+
+
+def member(group_uuid: str, instance_uuid: str) -> str:
+    return members(group_uuid) + _part(instance_uuid)
+
+
+def tagged(namespace: str, tag: str) -> str:
+    """The prefix under which every instance with that tag has one key."""
+    return f"{TAGS}{_part(namespace)}/{_part(tag)}/"
+
+
+def tag(namespace: str, tag_: str, uuid: str) -> str:
+    return tagged(namespace, tag_) + _part(uuid)
+
+
+def gang(uuid: str) -> str:
+    return GANGS + _part(uuid)
+
+
+def used_uuid(uuid: str) -> str:
+    return UUIDS + _part(uuid)
+
+
+def idempotency(namespace: str, key: str) -> str:
+    return f"{IDEMPOTENCY}{_part(namespace)}/{_part(key)}"
+
+
+def expiries_until(seconds: int) -> str:
+    """The end (exclusive) of the range of what is due at ``seconds`` since 1970."""
+    return f"{EXPIRIES}{seconds + 1:012d}/"
+
+
+def expiry(seconds: int, uuid: str) -> str:
+    return f"{EXPIRIES}{seconds:012d}/{_part(uuid)}"
+
+
+def copies(provider: str) -> str:
+    return f"{COPIES}{_part(provider)}/"
+
+
+def copy(provider: str, image: str) -> str:
+    """What tells whether a host holds an image: its URL, made fit for a key."""
+    return copies(provider) + sha256(image.encode()).hexdigest()[:32]
 
 
 def intent(consumer: str) -> str:
