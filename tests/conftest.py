@@ -7,6 +7,7 @@ Property tests try the same examples in every run, so that a red run is red agai
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 
@@ -22,6 +23,10 @@ from ecompute.dev.placement import PlacementProcess, start_placement
 settings.register_profile("steady", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 settings.register_profile("explore", deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=1000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "steady"))
+
+# A shell without job control starts what ends in & deaf to Ctrl-C, and so would be all that we start:
+# tests interrupt commands.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
