@@ -22,12 +22,18 @@ from ecompute.cluster.documents import Operation
 from ecompute.cluster.errors import CompareFailed
 from ecompute.cluster.store import Compare, Delete, Store, Versioned, unchanged
 from ecompute.cluster.upkeep.decide import Leaks, Look, Question, keep, leaks, releases
+from ecompute.cluster.upkeep.duties import Charge, Duty
 from ecompute.cluster.upkeep.looks import take_full, take_short
 
 if TYPE_CHECKING:
     from ecompute.cluster.placement import Placement
 
 ANSWER_TIMEOUT_S = 20.0
+SHORT_AUDIT_PERIOD_S = 20.0
+FULL_AUDIT_PERIOD_S = 900.0
+FIRST_FULL_AUDITS_S = 65.0
+"""A new lead takes its first two full looks this far apart, so that what its predecessor left is
+found soon."""
 
 log = logging.getLogger(__name__)
 
@@ -104,3 +110,25 @@ class Audit:
         asked = Operation(kind=PRESENCE, instance_uuid=question.consumer)
         answered = ask(self._store, question.provider, asked, timeout_s=ANSWER_TIMEOUT_S)
         return answered is not None and answered.answer == NOTHING
+
+
+def _begin(charge: Charge) -> Callable[[], object]:
+    audit = Audit(charge.store, charge.placement, charge.guard, charge.clock)
+    next_full_s = charge.clock()
+    has_looked = False
+
+    def turn() -> None:
+        """Look at the intents; every now and then, at everything."""
+        nonlocal next_full_s, has_looked
+        audit.run(is_full=False)
+        now = charge.clock()
+        if now >= next_full_s:
+            next_full_s = now + (FULL_AUDIT_PERIOD_S if has_looked else FIRST_FULL_AUDITS_S)
+            has_looked = True
+            audit.run(is_full=True)
+
+    return turn
+
+
+AUDIT = Duty("audit", SHORT_AUDIT_PERIOD_S, _begin)
+"""Waits for hosts' answers: on a thread of its own, it keeps no finish waiting."""

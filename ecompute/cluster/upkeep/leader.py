@@ -1,8 +1,9 @@
-"""What the lead does: finishes instances as their hosts report them, and audits.
+"""What the lead does: finishes instances as their hosts report them, and all of `DUTIES`.
 
 Every daemon campaigns; one leads. While it does, it watches all reports: one that allows a finish is
 acted upon at once. A sweep goes through everything when the lead is taken and every ten minutes,
-with the same code. Each transaction compares the term.
+with the same code. The duties have threads of their own while it leads, and none otherwise. Each
+transaction compares the term.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from ecompute.cluster import keys
 from ecompute.cluster.documents import Assignment, Instance, Lead, Role, Seen, State
@@ -21,7 +22,8 @@ from ecompute.cluster.periodic import Periodic
 from ecompute.cluster.placement import Placement
 from ecompute.cluster.retries import Retries
 from ecompute.cluster.store import Change, Compare, Store, Watcher
-from ecompute.cluster.upkeep.audit import Audit
+from ecompute.cluster.upkeep.audit import AUDIT
+from ecompute.cluster.upkeep.duties import Charge, Duty, NotLeading, Turn
 from ecompute.cluster.upkeep.finish import Finisher
 from ecompute.cluster.upkeep.lead import Election, Term
 
@@ -30,17 +32,10 @@ CAMPAIGN_PERIOD_S = 60.0
 """How often it is looked whether the lead is free, beside being told so by the watch of its key."""
 RETRY_S = 5.0
 SWEEP_PERIOD_S = 600.0
-SHORT_AUDIT_PERIOD_S = 20.0
-FULL_AUDIT_PERIOD_S = 900.0
-FIRST_FULL_AUDITS_S = 65.0
-"""A new lead takes its first two full looks this far apart, so that what its predecessor left is
-found soon."""
+STOP_TIMEOUT_S = 10.0
 
-
-class NotLeading(CloudError):
-    """The term ended while its holder was at work."""
-
-    code = "upkeep.not_leading"
+DUTIES: tuple[Duty, ...] = (AUDIT,)
+"""Beside the finishing of instances: one line each."""
 
 
 log = logging.getLogger(__name__)
@@ -52,6 +47,7 @@ class Leader:
     Args:
         holder: who this is, for people who look at ``/lead/upkeep``.
         is_held: whether this host is on hold: it does not trust what etcd says, and does not lead.
+        duties: what to do while it leads, besides finishing.
     """
 
     def __init__(
@@ -62,39 +58,37 @@ class Leader:
         *,
         holder: str,
         is_held: Callable[[], bool] = lambda: False,
+        duties: Sequence[Duty] = DUTIES,
         rng: random.Random | None = None,
     ) -> None:
         rng = rng or random.Random()  # noqa: S311 - spreads load, guards nothing
         self._store = store
+        self._placement = placement
+        self._events = events
         self._is_held = is_held
+        self._duties = duties
         self._election = Election(store, ROLE, holder)
         self._finisher = Finisher(store, placement, events, self._guard)
-        self._audit = Audit(store, placement, self._guard)
         self._lock = threading.Lock()
         self._marked: set[tuple[str, str]] = set()
         self._watcher: Watcher | None = None
         self._led: Term | None = None
-        self._has_looked = False
+        self._duty: Turn | None = None
         self._next_sweep = 0.0
-        self._next_full_audit = 0.0
         self._periodic = Periodic("upkeep", self._turn, period_s=CAMPAIGN_PERIOD_S, rng=rng)
         self._retries = Retries("upkeep-retries", lambda role: self._periodic.wake())
-        # The audit waits for hosts' answers: on a thread of its own, it keeps no finish waiting.
-        self._auditing = Periodic("audit", self._audit_turn, period_s=SHORT_AUDIT_PERIOD_S, rng=rng)
 
     def start(self) -> None:
         self._follower = self._store.watcher()
         self._follower.follow(keys.lead(ROLE), Lead, self._lead_changed)
         self._periodic.start()
-        self._auditing.start()
 
     def stop(self) -> None:
         """Give the lead back."""
-        self._auditing.stop()
         self._retries.close()
         self._periodic.stop()
         self._follower.close()
-        self._forget_term()
+        self._forget_term(STOP_TIMEOUT_S)
         try:
             self._election.resign()
         except Unavailable as error:
@@ -132,14 +126,25 @@ class Leader:
 
     def _begin(self, term: Term) -> None:
         log.info("leading the upkeep since revision %d", term.create_revision)
-        self._has_looked = False
-        self._next_sweep = self._next_full_audit = time.monotonic()
+        self._next_sweep = time.monotonic()
         self._led = term
         self._watcher = self._store.watcher()
         self._watcher.follow(keys.SEEN, Seen, self._seen)
+        charge = Charge(
+            store=self._store,
+            placement=self._placement,
+            events=self._events,
+            is_leading=lambda: self._election.term == term,
+            holds=term.holds(),
+        )
+        self._duty = Turn(self._duties, charge)
+        self._duty.start()
 
-    def _forget_term(self) -> None:
+    def _forget_term(self, timeout_s: float = 0.0) -> None:
         self._led = None
+        if self._duty is not None:
+            self._duty.end(timeout_s)
+            self._duty = None
         if self._watcher is not None:
             self._watcher.close()
             self._watcher = None
@@ -169,20 +174,6 @@ class Leader:
                 raise
             except CloudError as error:
                 log.error("instance %s could not be finished: %s", uuid, error)
-
-    def _audit_turn(self) -> None:
-        """Look at the intents; every now and then, at everything."""
-        if self._led is None:
-            return
-        try:
-            self._audit.run(is_full=False)
-            now = time.monotonic()
-            if now >= self._next_full_audit:
-                self._next_full_audit = now + (FULL_AUDIT_PERIOD_S if self._has_looked else FIRST_FULL_AUDITS_S)
-                self._has_looked = True
-                self._audit.run(is_full=True)
-        except NotLeading:
-            return
 
     def _sweep(self) -> set[tuple[str, str]]:
         """Return everything that a finish could be due for."""

@@ -1,0 +1,120 @@
+"""What a lead has to do besides finishing instances, each thing at its own pace.
+
+A `Duty` is a constant; `Duty.begin` is called anew with each term, so that nothing that one term
+remembered is believed by the next. What it returns is called at once, and then every period, on a
+thread of its own, until the term ends. What a call raises is logged once as long as it says the
+same, and does not end the duty.
+
+Every write to etcd carries `Charge.guard`: a leader that was paused past its lease then writes
+nothing. A write to placement can compare nothing of etcd: call `Charge.guard` right before it, and
+write nothing that a second leader would not write as well.
+
+Threads: one call of a duty at a time within a term. A call that outlives its term may run beside the
+first of the next; its guard raises by then.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from ecompute.cluster.errors import CloudError
+from ecompute.cluster.events import Events
+from ecompute.cluster.periodic import Periodic
+from ecompute.cluster.store import Compare, Store
+
+if TYPE_CHECKING:
+    from ecompute.cluster.placement import Placement
+
+
+class NotLeading(CloudError):
+    """The term ended while its holder was at work."""
+
+    code = "upkeep.not_leading"
+
+
+@dataclass(frozen=True)
+class Charge:
+    """What a duty works with during one term.
+
+    Args:
+        events: of the lead; see `Events.record`.
+        is_leading: whether the term holds still, by this process's own clock.
+        holds: the comparison that only this term's writes survive.
+        clock: seconds, monotonic.
+    """
+
+    store: Store
+    placement: Placement
+    events: Events
+    is_leading: Callable[[], bool]
+    holds: Compare
+    clock: Callable[[], float] = time.monotonic
+    ended: threading.Event = field(default_factory=threading.Event)
+
+    def guard(self) -> list[Compare]:
+        """Return what every transaction compares besides.
+
+        Raises:
+            NotLeading: the term has ended; let it pass, the call ends there.
+        """
+        if self.ended.is_set() or not self.is_leading():
+            raise NotLeading("this process does not lead any more")
+        return [self.holds]
+
+    def pause(self, seconds: float) -> None:
+        """Wait, so as not to burden a service; not a moment longer than the term.
+
+        Raises:
+            NotLeading: the term has ended.
+        """
+        self.ended.wait(seconds)
+        self.guard()
+
+
+@dataclass(frozen=True)
+class Duty:
+    """Something that the lead does again and again.
+
+    Args:
+        name: of the thread, and in the log.
+        period_s: from the end of a call to the beginning of the next, give or take a tenth.
+        begin: what is called with each new term; returns what is called every period.
+    """
+
+    name: str
+    period_s: float
+    begin: Callable[[Charge], Callable[[], object]]
+
+
+class Turn:
+    """The duties of one term, at work from `start` to `end`."""
+
+    def __init__(self, duties: Sequence[Duty], charge: Charge) -> None:
+        self._charge = charge
+        self._periodics = [
+            Periodic(duty.name, _until_it_ends(duty.begin(charge)), period_s=duty.period_s) for duty in duties
+        ]
+
+    def start(self) -> None:
+        for periodic in self._periodics:
+            periodic.start()
+
+    def end(self, timeout_s: float = 0.0) -> None:
+        """Begin nothing any more; wait so long for each call that runs. Idempotent."""
+        self._charge.ended.set()
+        for periodic in self._periodics:
+            periodic.stop(timeout_s)
+
+
+def _until_it_ends(call: Callable[[], object]) -> Callable[[], object]:
+    def run() -> None:
+        try:
+            call()
+        except NotLeading:
+            return
+
+    return run
