@@ -440,6 +440,8 @@ class UsedUuid(Document, frozen=True, kw_only=True):
     uuid: str
     namespace: str
     digest: str
+    is_launched: bool = False
+    """An instance was made of it; written by its request."""
     is_spent: bool = False
     """Given up by the audit, or destroyed: nothing is launched with it any more."""
     made_at: str

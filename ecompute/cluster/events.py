@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from ecompute.cluster import keys
 from ecompute.cluster.documents import Event, timestamp
@@ -54,7 +54,25 @@ class Events:
             StoreUnavailable: the ring could not be read.
         """
         n = self._number(kind, uuid)
-        event = Event(
+        event = self._event(n, type_, message, seconds)
+        return Put(keys.event(kind, uuid, self._writer, n), event)
+
+    def begin(self, kind: str, uuid: str, happened: Sequence[tuple[str, str]]) -> list[Put]:
+        """Return the operations that write the first events of an object that is made by them.
+
+        Reads nothing, and keeps nothing: the ring of what is not there yet is empty.
+
+        Args:
+            kind: the object's kind: `INSTANCE`.
+            happened: each event's type and message, as for `record`.
+        """
+        return [
+            Put(keys.event(kind, uuid, self._writer, n), self._event(n, type_, message, None))
+            for n, (type_, message) in enumerate(happened)
+        ]
+
+    def _event(self, n: int, type_: str, message: str, seconds: float | None) -> Event:
+        return Event(
             n=n,
             at=timestamp(self._now()),
             writer=self._writer,
@@ -62,7 +80,6 @@ class Events:
             message=one_line(message),
             seconds=None if seconds is None else round(seconds, 3),
         )
-        return Put(keys.event(kind, uuid, self._writer, n), event)
 
     def forget(self, kind: str, uuid: str) -> None:
         """Drop what is kept for an object that is gone."""

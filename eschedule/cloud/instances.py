@@ -11,13 +11,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from msgspec import structs
-
 from ecompute.cluster import keys, states
-from ecompute.cluster.documents import Alive, Assignment, Booted, Event, Instance, Power, Role, Seen, State
+from ecompute.cluster.documents import Alive, Booted, Event, Instance, Power, Seen, State
+from ecompute.cluster.ending import mark_deleting
 from ecompute.cluster.errors import CompareFailed, DeadlineExceeded
 from ecompute.cluster.events import INSTANCE, read
-from ecompute.cluster.store import Put, Store, Versioned, absent, unchanged
+from ecompute.cluster.store import Store, Versioned
 from eschedule.cloud import references
 from eschedule.cloud.connection import Cloud
 
@@ -124,37 +123,10 @@ class Instances:
         found: Versioned[Instance] | None = instance
         while found is not None and found.value.state is not State.DELETING:
             try:
-                self._mark_deleting(found)
+                mark_deleting(self._store, self._cloud.events, found)
                 return
             except CompareFailed:
                 found = self._store.get(instance.key, Instance)
-
-    def _mark_deleting(self, instance: Versioned[Instance]) -> None:
-        value = instance.value
-        key = keys.assignment(value.provider, value.uuid)
-        assignment = self._store.get(key, Assignment)
-        marked = structs.replace(
-            value, state=states.check(value.state, State.DELETING), generation=value.generation + 1
-        )
-        order = Assignment(
-            uuid=value.uuid,
-            namespace=value.namespace,
-            name=value.name,
-            role=Role.ABSENT,
-            generation=marked.generation,
-            epoch=value.epoch,
-            spec=value.spec,
-        )
-        if assignment is not None:
-            order = structs.replace(assignment.value, role=Role.ABSENT, generation=marked.generation)
-        self._store.commit(
-            [unchanged(instance), absent(key) if assignment is None else unchanged(assignment)],
-            [
-                Put(instance.key, marked),
-                Put(key, order),
-                self._cloud.events.record(INSTANCE, value.uuid, "destroy.requested", "its host is asked to remove it"),
-            ],
-        )
 
     def finish(self, uuid: str) -> None:
         """Do for ``uuid`` what its host's report allows: release its claim, remove its keys."""

@@ -149,6 +149,16 @@ class Store:
 
         return self._again_if_compacted(read)
 
+    def count(self, prefix: str) -> int:
+        """Return how many keys begin with ``prefix``; none of them is sent.
+
+        Raises:
+            StoreUnavailable: etcd does not answer.
+        """
+        start, end = range_of(prefix)
+        answer = self._read(_RANGE, rpc.RangeRequest(key=start, range_end=end, count_only=True))
+        return int(answer.count)
+
     def status(self) -> ClusterStatus:
         """Return where etcd stands, from a cheap read that needs a leader.
 

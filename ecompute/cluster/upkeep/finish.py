@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 from msgspec import structs
 
 from ecompute.cluster import keys, states
+from ecompute.cluster.assignments import assignment_of
 from ecompute.cluster.documents import AddressLock, Assignment, Instance, NetworkHost, Port, Role, Seen, State
 from ecompute.cluster.errors import CompareFailed
 from ecompute.cluster.events import INSTANCE, Events
@@ -107,18 +108,9 @@ class Finisher:
     def _order_removal(self, instance: Versioned[Instance], assignment: Versioned[Assignment] | None) -> None:
         value = instance.value
         key = keys.assignment(value.provider, value.uuid)
-        ordered = Assignment(
-            uuid=value.uuid,
-            namespace=value.namespace,
-            name=value.name,
-            role=Role.ABSENT,
-            generation=value.generation,
-            epoch=value.epoch,
-            spec=value.spec,
-        )
         self._store.commit(
             [unchanged(instance), absent(key) if assignment is None else unchanged(assignment), *self._guard()],
-            [Put(key, ordered)],
+            [Put(key, assignment_of(value, Role.ABSENT))],
         )
 
     def _mark_failed(self, instance: Versioned[Instance], assignment: Versioned[Assignment], error: str) -> None:
