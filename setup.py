@@ -41,6 +41,7 @@ setup(
             "jsonpatch>=1.33",
             "jsonschema>=4.0",
             "oauthlib>=3.2",
+            "psycopg2-binary>=2.9",  # placement on PostgreSQL, for races and the bench
             "hypothesis>=6.100",
             "import-linter>=2.0",
             "mypy>=1.10",

@@ -1,9 +1,10 @@
-"""placement for the embedded cloud and the tests: on SQLite, under gunicorn.
+"""placement for the embedded cloud and the tests: on SQLite, or on another database, under gunicorn.
 
 SQLite takes one worker with one thread; with more, half of the writes of several claimants end in
-"database is locked". The tables are made before the service starts, by ``placement-manage db sync``;
-this is skipped when the installed version has already made them here (importing placement takes a
-second, each time).
+"database is locked". The tables are made before the service starts, by ``placement-manage db sync``
+(several workers that each try to make them in an empty database end one another); on SQLite this is
+skipped when the installed version has already made them here (importing placement takes a second,
+each time).
 
 Invariants: everything lies in one directory; the port stays the same over `stop`, `kill` and
 `restart`; the service listens on loopback unless told otherwise, with the token ``admin`` (``noauth2``),
@@ -45,18 +46,20 @@ default_log_levels = placement.requestlog=WARNING
 [api]
 auth_strategy = noauth2
 [placement_database]
-connection = sqlite:///{database}
+connection = {connection}
 [placement]
 max_allocation_candidates = 1000
 allocation_candidates_generation_strategy = breadth-first
 randomize_allocation_candidates = true
+# See placement/README.md: tried again by the service itself, a claim may exceed the capacity.
+allocation_conflict_retry_count = 1
 """
 
 _GUNICORN_CONF = """\
 # Written at each start; changes are lost.
 bind = "{host}:{port}"
-workers = 1
-threads = 1
+workers = {workers}
+threads = {threads}
 worker_class = "gthread"
 keepalive = 65
 timeout = 60
@@ -150,13 +153,24 @@ class PlacementProcess:
             connection.close()
 
 
-def start_placement(directory: Path, *, host: str = HOST, port: int = 0) -> PlacementProcess:
+def start_placement(
+    directory: Path,
+    *,
+    host: str = HOST,
+    port: int = 0,
+    connection: str | None = None,
+    workers: int = 1,
+    threads: int = 1,
+) -> PlacementProcess:
     """Start a placement service whose data lies in ``directory`` (made if absent).
 
     Args:
-        directory: its configuration, database and log.
+        directory: its configuration and log, and its database if that is SQLite.
         host: the address that it listens on. Whoever reaches it may do everything.
         port: 0: a free one.
+        connection: SQLAlchemy's URL of the database; None: SQLite in ``directory``.
+        workers: processes; more than one, and more than one thread, only with another database.
+        threads: of each process.
 
     Raises:
         PortTaken: somebody else listens there.
@@ -164,14 +178,18 @@ def start_placement(directory: Path, *, host: str = HOST, port: int = 0) -> Plac
     """
     directory = directory.resolve()
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "placement.conf").write_text(_conf(directory / _DATABASE))
+    (directory / "placement.conf").write_text(_conf(connection or _sqlite(directory / _DATABASE)))
     has_ended_one = _end_former(directory)
     if port:
         _check_port(host, port, patience_s=_END_TIMEOUT_S if has_ended_one else 0)
-    _make_tables(directory)
+    _check_installed()
+    if connection is None:
+        _make_tables(directory)
+    else:
+        _sync(directory, connection)
     for tries in range(1, _PORT_TRIES + 1):
         chosen = port or free_port(host)
-        (directory / "gunicorn.conf.py").write_text(_gunicorn_conf(directory, host, chosen))
+        (directory / "gunicorn.conf.py").write_text(_gunicorn_conf(directory, host, chosen, workers, threads))
         process = PlacementProcess(directory, host, chosen)
         try:
             process.start()
@@ -234,48 +252,56 @@ def _environment(directory: Path) -> dict[str, str]:
     return environment
 
 
-def _conf(database: Path) -> str:
-    return _PLACEMENT_CONF.format(database=str(database).replace("$", "$$"))
+def _sqlite(database: Path) -> str:
+    return f"sqlite:///{database}"
 
 
-def _gunicorn_conf(directory: Path, host: str, port: int) -> str:
-    text = _GUNICORN_CONF.format(host=host, port=port, directory=str(directory))
+def _conf(connection: str) -> str:
+    return _PLACEMENT_CONF.format(connection=connection.replace("$", "$$"))
+
+
+def _gunicorn_conf(directory: Path, host: str, port: int, workers: int, threads: int) -> str:
+    text = _GUNICORN_CONF.format(host=host, port=port, directory=str(directory), workers=workers, threads=threads)
     # From 25.1 on it makes a control socket in the home directory, one for all services of a user.
     if tuple(int(part) for part in metadata.version("gunicorn").split(".")[:2]) >= (25, 1):
         text += "control_socket_disable = True\n"
     return text
 
 
-def _make_tables(directory: Path) -> None:
-    """Make the tables of the installed version, unless that was done."""
+def _check_installed() -> None:
     try:
-        version = metadata.version("openstack-placement")
+        metadata.version("openstack-placement")
         metadata.version("gunicorn")
     except metadata.PackageNotFoundError as error:
         raise StepFailed(f"{error.name} is not installed", hint="pip install 'etcd-compute[embedded]'") from error
+
+
+def _make_tables(directory: Path) -> None:
+    """Make the tables of the installed version in SQLite, unless that was done."""
+    version = metadata.version("openstack-placement")
     made, database = directory / "tables-made-by", directory / _DATABASE
     if made.exists() and made.read_text() == version and database.exists():
         return
     if database.exists():
-        _sync(directory, database)
+        _sync(directory, _sqlite(database))
     else:
         # Under another name until it is whole: SQLite does not take back the half of a migration.
         new = directory / f"{_DATABASE}.new"
         new.unlink(missing_ok=True)
-        _sync(directory, new)
+        _sync(directory, _sqlite(new))
         new.rename(database)
     made.write_text(version)
 
 
-def _sync(directory: Path, database: Path) -> None:
-    """Run ``placement-manage db sync`` on ``database``."""
+def _sync(directory: Path, connection: str) -> None:
+    """Run ``placement-manage db sync`` on the database at ``connection``."""
     configuration = directory / "tables.conf"
-    configuration.write_text(_conf(database))
+    configuration.write_text(_conf(connection))
     # The script of the Python that runs us; another one on PATH may be of another version.
     script = Path(sys.executable).parent / "placement-manage"
     code = "import sys; from placement.cmd.manage import main; sys.exit(main())"
     program = [script] if os.access(script, os.X_OK) else [sys.executable, "-c", code]
-    tried = f"placement's tables cannot be made in {database}"
+    tried = f"placement's tables cannot be made in {connection}"
     try:
         result = subprocess.run(
             [*program, "--config-file", configuration, "db", "sync"],

@@ -110,7 +110,7 @@ def test_the_deployment_s_configuration_and_policy_are_taken_by_the_service(
 ) -> None:
     """What `placement/` ships, on SQLite: its options are known and its policy is in force."""
     text = (DEPLOYMENT / "placement.conf").read_text()
-    text, count = re.subn(r"(?m)^connection = .*", "connection = sqlite:///{database}", text)
+    text, count = re.subn(r"(?m)^connection = .*", "connection = {connection}", text)
     assert count == 1
     monkeypatch.setattr("ecompute.dev.placement._PLACEMENT_CONF", text)
     (tmp_path / "policy.yaml").write_text((DEPLOYMENT / "policy.yaml").read_text())
