@@ -25,6 +25,10 @@ What it holds to:
 - **No build without a claim.** Set back, etcd may bring back an intent which the audit had deleted
   before it released the claim; the request of a paused scheduler then passes. So placement is asked
   before a build begins. (Once begun, the audit's question keeps the claim: see `has_nothing`.)
+- **Nothing of a gang before all of it.** An assignment of a gang is inert until the gang's record says
+  committed; where it says cancelled, the host refuses what it has never begun, and says *gone*. What it
+  has begun it goes on with, whatever the record says later: only committed lets anything begin, so a
+  record that says otherwise by then comes from an older etcd. A missing record decides nothing.
 - **On hold only reports are written**, and none of them says gone. They are facts below the host's
   own prefix on which nothing but `finish` acts, and the operator's restore needs them: a guest that
   an older etcd does not know is found by its report alone. Memory, domains and disks stay as they are.
@@ -39,7 +43,7 @@ Moves (``incoming``, ``outgoing``, another epoch) are not planned yet: such an i
 
 from __future__ import annotations
 
-from ecompute.cluster.documents import Assignment, Power, Role, Seen, State
+from ecompute.cluster.documents import Assignment, GangState, Power, Role, Seen, State
 from ecompute.instances.report import says_the_same
 from ecompute.instances.terms import Found, Phase, Plan, Record, Step
 
@@ -65,6 +69,7 @@ def plan(
     boot_id: str,
     reported: Seen | None = None,
     has_claim: bool = True,
+    gang: GangState | None = None,
 ) -> Plan:
     """Return the steps that bring one instance nearer to what is wanted.
 
@@ -78,6 +83,8 @@ def plan(
             nothing are left out of the plan, save for the gates.
         has_claim: False: placement was asked and has no allocation of this instance here. Asked where
             the plan would begin a build (its steps have ``REPORT_CREATING``), and the plan made again.
+        gang: what the record of the assignment's gang says; None: there is no record, or no gang. Read
+            after the assignment. It matters only to what this host has no memory of.
     """
     known = record if record is not None else _recall(assignment, found, reported)
     if hold:
@@ -95,6 +102,8 @@ def plan(
     if known is None or known.phase in (Phase.BUILDING, Phase.UNDOING):
         if found.domain not in (None, Power.OFF):
             return Plan((Step.REMEMBER_RUNNING, Step.REPORT_CREATED), "it runs already")
+        if known is None and assignment.gang is not None and gang is not GangState.COMMITTED:
+            return _await(found, gang)
         if known is not None and known.phase is Phase.UNDOING:
             steps = (*_removal(found), Step.REMEMBER_REMOVED, Step.REPORT_FAILED)
             return Plan(steps, "the undoing of its build is unfinished", known.error or "its build failed")
@@ -110,6 +119,14 @@ def plan(
         same = says_the_same(Step.REPORT_LOST, assignment, known, found, error, reported)
         return Plan((), lost.reason, error) if same else lost
     return _keep(assignment, found, record, known, reported, boot_id)
+
+
+def _await(found: Found, gang: GangState | None) -> Plan:
+    """Plan for one of a gang that is not committed, of which nothing has begun here."""
+    if gang is not GangState.CANCELLED:
+        return Plan((), "its gang is not committed: nothing is done for it yet")
+    steps = (*_removal(found), Step.REMEMBER_REMOVED, Step.REPORT_FAILED)
+    return Plan(steps, "its gang was cancelled", "its gang was cancelled: it could not be launched as a whole")
 
 
 def after_failure(planned: Plan, found: Found, record: Record | None, error: str) -> Plan:

@@ -17,7 +17,7 @@ from concurrent.futures import Future
 from functools import partial
 
 from ecompute.cluster import keys
-from ecompute.cluster.documents import Assignment, Power, Role, Seen, Unreadable
+from ecompute.cluster.documents import Assignment, GangState, Power, Role, Seen, Unreadable
 from ecompute.cluster.errors import (
     Cancelled,
     CloudError,
@@ -35,6 +35,7 @@ from ecompute.cluster.retries import Retries
 from ecompute.cluster.store import Change, Store, Versioned, Watcher
 from ecompute.hypervisor.api import Hypervisor
 from ecompute.instances.actuate import DEADLINE_S, DEFAULT_DEADLINE_S, Actuator, ForeignDomain, ImagePendingError
+from ecompute.instances.gangs import Gangs
 from ecompute.instances.lanes import Lanes, Stuck, Work
 from ecompute.instances.memory import Memory
 from ecompute.instances.plan import after_failure, has_nothing, plan
@@ -108,6 +109,7 @@ class InstanceReconciler:
         self._lanes = Lanes(
             self._work, count=lanes, on_stuck=self._stuck, on_exhausted=on_exhausted, release_thread=release_thread
         )
+        self._gangs = Gangs(store, watcher, self._lanes.wake)
         self._retries = Retries("instance-retries", self._lanes.wake)
         self._scanning = Periodic("instances", self._scan, period_s=SCAN_PERIOD_S, rng=rng)
         self._has_scanned = threading.Event()
@@ -237,6 +239,8 @@ class InstanceReconciler:
                 return  # libvirt tells of every domain; what becomes of this one is none of our business
             raise
         record = self._memory.record(uuid)
+        with work.step("gang", DEFAULT_DEADLINE_S):
+            gang = self._gang(uuid, wanted, record)
         make = partial(
             plan,
             wanted,
@@ -245,6 +249,7 @@ class InstanceReconciler:
             hold=self._hold_reason() is not None,
             boot_id=self._boot_id,
             reported=reported,
+            gang=gang,
         )
         planned = make()
         if Step.REPORT_CREATING in planned.steps:
@@ -271,6 +276,13 @@ class InstanceReconciler:
             known = error if isinstance(error, CloudError) else StepFailed(f"{type(error).__name__}: {error}")
             log.error("instance %s: %s", uuid, known, exc_info=None if known is error else error)
             self._clean_up(work, planned, assignment, str(known))
+
+    def _gang(self, uuid: str, wanted: Assignment | None, record: Record | None) -> GangState | None:
+        """Return what the gang's record says, for one that has not begun here; it wakes this lane from then on."""
+        if wanted is None or wanted.gang is None or wanted.role is not Role.RUN or record is not None:
+            self._gangs.leave(uuid)
+            return None
+        return self._gangs.state(wanted.gang, uuid)
 
     def _reported(self, uuid: str) -> Seen | None:
         """Return this host's report; one that cannot be read is none, and is written anew."""

@@ -7,7 +7,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from msgspec import structs
 
-from ecompute.cluster.documents import Assignment, Interface, Power, Resources, Role, Seen, Spec, State
+from ecompute.cluster.documents import Assignment, GangState, Interface, Power, Resources, Role, Seen, Spec, State
 from ecompute.instances.plan import Found, Phase, Plan, Record, Step, after_failure, has_nothing, plan
 from ecompute.instances.report import report
 
@@ -22,9 +22,9 @@ REMOVALS = {Step.STOP, Step.UNDEFINE, Step.LEAVE_NETWORK, Step.REMOVE_CONFIG_DRI
 BUILDS = {Step.FETCH_IMAGE, Step.OVERLAY, Step.CONFIG_DRIVE, Step.JOIN_NETWORK, Step.DEFINE, Step.START}
 
 
-def assignment(role: Role = Role.RUN, *, generation: int = 1, epoch: int = 1) -> Assignment:
+def assignment(role: Role = Role.RUN, *, generation: int = 1, epoch: int = 1, gang: str | None = None) -> Assignment:
     return Assignment(
-        uuid=UUID, namespace="system", name="web", role=role, generation=generation, epoch=epoch, spec=SPEC
+        uuid=UUID, namespace="system", name="web", role=role, generation=generation, epoch=epoch, spec=SPEC, gang=gang
     )
 
 
@@ -52,8 +52,9 @@ def decide(
     *,
     hold: bool = False,
     reported: Seen | None = None,
+    gang: GangState | None = None,
 ) -> Plan:
-    return plan(wanted, found, known, hold=hold, boot_id="boot", reported=reported)
+    return plan(wanted, found, known, hold=hold, boot_id="boot", reported=reported, gang=gang)
 
 
 def test_a_new_instance_is_remembered_and_gated_before_anything_is_made() -> None:
@@ -356,3 +357,45 @@ def test_a_host_says_it_has_nothing_only_where_it_has_nothing(
 ) -> None:
     if has_nothing(wanted, found, known, hold=hold):
         assert found.is_nothing and wanted is None and not hold
+
+
+# --- gangs ---
+
+GANG = "6f2f3a0c-5ad1-4a7c-9c53-0f5d8f1d00aa"
+UNCOMMITTED = st.sampled_from([None, GangState.WRITING, GangState.CANCELLED])
+
+
+@pytest.mark.parametrize("gang", [None, GangState.WRITING])
+def test_an_assignment_of_a_gang_is_inert_until_it_is_committed(gang: GangState | None) -> None:
+    assert decide(assignment(gang=GANG), gang=gang).steps == ()
+    committed = decide(assignment(gang=GANG), gang=GangState.COMMITTED)
+    assert committed.steps == decide(assignment()).steps
+
+
+def test_a_member_of_a_cancelled_gang_is_refused_and_reported_gone() -> None:
+    planned = decide(assignment(gang=GANG), gang=GangState.CANCELLED)
+    assert planned.steps == (Step.REMEMBER_REMOVED, Step.REPORT_FAILED)
+    assert planned.error is not None and "gang was cancelled" in planned.error
+    left = decide(assignment(gang=GANG), Found(has_config_drive=True), gang=GangState.CANCELLED)
+    assert left.steps == (Step.REMOVE_CONFIG_DRIVE, Step.REMEMBER_REMOVED, Step.REPORT_FAILED)
+
+
+def test_an_absent_member_of_a_gang_is_removed_whatever_its_gang_says() -> None:
+    for gang in (None, *GangState):
+        steps = decide(assignment(Role.ABSENT, gang=GANG), gang=gang).steps
+        assert steps == (Step.REMEMBER_REMOVED, Step.REPORT_DELETED)
+
+
+@given(st.builds(Found, has_config_drive=st.booleans(), has_network=st.booleans()), UNCOMMITTED)
+def test_nothing_of_a_gang_begins_before_it_is_committed(found: Found, gang: GangState | None) -> None:
+    assert not set(decide(assignment(gang=GANG), found, gang=gang).steps) & BUILDS
+
+
+@given(FOUND, RECORDS, REPORTS, UNCOMMITTED)
+def test_what_has_begun_here_does_not_care_about_its_gang_any_more(
+    found: Found, known: Record | None, reported: Seen | None, gang: GangState | None
+) -> None:
+    known = known or record(Phase.BUILDING)
+    assert decide(assignment(gang=GANG), found, known, reported=reported, gang=gang) == decide(
+        assignment(), found, known, reported=reported
+    )
