@@ -501,7 +501,7 @@ class Operation(Document, frozen=True, kw_only=True):
 
 
 class Event(Document, frozen=True, kw_only=True):
-    """``/events/<kind>/<uuid>/<writer>/<n mod 32>``: written in the transaction of the change."""
+    """``/events/<writer>/<kind>/<uuid>/<n mod 32>``: written in the transaction of the change."""
 
     n: int
     at: str

@@ -100,7 +100,20 @@ class Events:
             return n
 
 
-def read(store: Store, kind: str, uuid: str) -> list[Event]:
-    """Return all events of an object, oldest first; writers' clocks may differ."""
-    listing = store.list(keys.events(kind, uuid), Event)
-    return sorted((item.value for item in listing.items), key=lambda event: (event.at, event.writer, event.n))
+def rings(kind: str, uuid: str, *providers: str) -> list[str]:
+    """Return the prefixes under which the events of an object lie.
+
+    Args:
+        providers: the hosts that may have written some: an instance's own.
+    """
+    return [keys.event_ring(kind, uuid, writer) for writer in dict.fromkeys((TOOL, LEAD, *providers))]
+
+
+def read(store: Store, kind: str, uuid: str, *providers: str) -> list[Event]:
+    """Return all events of an object, oldest first; writers' clocks may differ.
+
+    Args:
+        providers: as for `rings`.
+    """
+    found = [item.value for ring in rings(kind, uuid, *providers) for item in store.list(ring, Event).items]
+    return sorted(found, key=lambda event: (event.at, event.writer, event.n))

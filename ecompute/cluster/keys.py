@@ -235,12 +235,13 @@ def lead(role: str) -> str:
     return LEAD + _part(role)
 
 
-def events(kind: str, uuid: str) -> str:
-    return f"{EVENTS}{_part(kind)}/{_part(uuid)}/"
+def events_by(writer: str) -> str:
+    """All events of one writer: first in the key, so that a role in etcd can end there."""
+    return f"{EVENTS}{_part(writer)}/"
 
 
 def event_ring(kind: str, uuid: str, writer: str) -> str:
-    return events(kind, uuid) + _part(writer) + "/"
+    return f"{events_by(writer)}{_part(kind)}/{_part(uuid)}/"
 
 
 def event(kind: str, uuid: str, writer: str, n: int) -> str:

@@ -57,12 +57,12 @@ def events(settings: Settings, instance: str, follow: bool, output: str) -> int:
         found = instances.find(instance, settings.namespace).value
         hosts = Hosts(cloud).names()
         if not follow:
-            rows = [describe(event, hosts) for event in instances.events(found.uuid)]
+            rows = [describe(event, hosts) for event in instances.events(found)]
             show_rows(rows, output, fields=FIELDS, columns=COLUMNS, name="type")
             return 0
         stream = Stream(output, fields=FIELDS, name="type", line=_line)
         try:
-            for event in instances.follow_events(found.uuid):
+            for event in instances.follow_events(found):
                 stream.show(describe(event, hosts))
         except KeyboardInterrupt:
             return INTERRUPTED

@@ -15,7 +15,7 @@ from ecompute.cluster import keys, states
 from ecompute.cluster.documents import Alive, Booted, Event, Instance, Power, Seen, State
 from ecompute.cluster.ending import mark_deleting
 from ecompute.cluster.errors import CompareFailed, DeadlineExceeded
-from ecompute.cluster.events import INSTANCE, read
+from ecompute.cluster.events import INSTANCE, read, rings
 from ecompute.cluster.store import Store, Versioned
 from eschedule.cloud import references
 from eschedule.cloud.connection import Cloud
@@ -95,17 +95,17 @@ class Instances:
 
     # --- events --------------------------------------------------------------------------------
 
-    def events(self, uuid: str) -> list[Event]:
-        return read(self._store, INSTANCE, uuid)
+    def events(self, instance: Instance) -> list[Event]:
+        return read(self._store, INSTANCE, instance.uuid, instance.provider)
 
-    def follow_events(self, uuid: str) -> Iterator[Event]:
+    def follow_events(self, instance: Instance) -> Iterator[Event]:
         """Yield the events there are, and then each as it comes, until the instance is gone."""
         shown: set[tuple[str, int]] = set()
-        with self._wakes(uuid, provider=None) as woken:
+        with self._wakes(instance) as woken:
             while True:
                 # In this order: what came before the end is shown before the end.
-                is_gone = self._store.get(keys.instance(uuid), Instance) is None
-                for event in self.events(uuid):
+                is_gone = self._store.get(keys.instance(instance.uuid), Instance) is None
+                for event in self.events(instance):
                     if (event.writer, event.n) not in shown:
                         shown.add((event.writer, event.n))
                         yield event
@@ -161,13 +161,13 @@ class Instances:
         value = instance.value
         answered = time.monotonic()
         deadline = answered + timeout_s
-        with self._wakes(value.uuid, provider=value.provider) as woken:
+        with self._wakes(value) as woken:
             while True:
                 current = self._store.get(instance.key, Instance)
                 if current is None:
                     return None
                 view = self.view(current)
-                events = self.events(value.uuid)
+                events = self.events(value)
                 on_view(view.state, events[-1].message if events else "")
                 if view.seen is not None and view.seen.is_gone:
                     self.finish(value.uuid)
@@ -187,15 +187,16 @@ class Instances:
                 _drain(woken, timeout_s=min(TICK_S, left))
 
     @contextmanager
-    def _wakes(self, uuid: str, *, provider: str | None) -> Iterator[queue.SimpleQueue[None]]:
+    def _wakes(self, instance: Instance) -> Iterator[queue.SimpleQueue[None]]:
         """Give a queue that something is put into whenever the instance, its events or its report change."""
+        uuid, provider = instance.uuid, instance.provider
         woken: queue.SimpleQueue[None] = queue.SimpleQueue()
         watcher = self._store.watcher()
         try:
             watcher.follow(keys.instance(uuid), Instance, lambda change: woken.put(None))
-            watcher.follow(keys.events(INSTANCE, uuid), Event, lambda change: woken.put(None))
-            if provider is not None:
-                watcher.follow(keys.seen(provider, uuid), Seen, lambda change: woken.put(None))
+            for ring in rings(INSTANCE, uuid, provider):
+                watcher.follow(ring, Event, lambda change: woken.put(None))
+            watcher.follow(keys.seen(provider, uuid), Seen, lambda change: woken.put(None))
             yield woken
         finally:
             watcher.close()

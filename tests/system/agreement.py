@@ -44,6 +44,7 @@ from ecompute.cluster.documents import (
     State,
     Vni,
 )
+from ecompute.cluster.events import rings
 
 if TYPE_CHECKING:
     from cloud import Cluster, Host
@@ -178,7 +179,7 @@ def _keys(etcd: Picture, hosts: dict[str, Host]) -> Iterator[str]:
             network = interface.network_uuid
             wanted |= {keys.network(network), keys.port(network, interface.uuid), keys.network_host(network, provider)}
             wanted |= {keys.address(network, address.split("/")[0]) for address in interface.addresses}
-        events = {key for key in etcd.keys if key.startswith(keys.events("instance", uuid))}
+        events = {key for key in etcd.keys if key.startswith(tuple(rings("instance", uuid, provider)))}
         if not events:
             yield f"instance {uuid} has no event"
         optional |= events

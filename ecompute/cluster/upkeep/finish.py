@@ -19,7 +19,7 @@ from ecompute.cluster import keys, states
 from ecompute.cluster.assignments import assignment_of
 from ecompute.cluster.documents import AddressLock, Assignment, Instance, NetworkHost, Port, Role, Seen, State
 from ecompute.cluster.errors import CompareFailed
-from ecompute.cluster.events import INSTANCE, Events
+from ecompute.cluster.events import INSTANCE, Events, rings
 from ecompute.cluster.failpoint import reach
 from ecompute.cluster.store import (
     Compare,
@@ -149,7 +149,7 @@ class Finisher:
             Delete(keys.seen(host, uuid)),
             Delete(keys.booted(uuid)),
             Delete(keys.name(known.namespace, INSTANCE, known.name, uuid)),
-            DeletePrefix(keys.events(INSTANCE, uuid)),
+            *(DeletePrefix(ring) for ring in rings(INSTANCE, uuid, host)),
         ]
         for network_uuid in {interface.network_uuid for interface in known.spec.interfaces}:
             self._leave(network_uuid, uuid, host, compares, operations)

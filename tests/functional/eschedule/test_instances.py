@@ -198,7 +198,7 @@ def test_events_are_followed_until_the_instance_is_gone(
         host.report(one.uuid, State.DELETED, is_gone=True)
         instances.finish(one.uuid)
 
-    for event in instances.follow_events(one.uuid):
+    for event in instances.follow_events(found(instances, one).value):
         seen.append(event.type)
         if event.type == "requested":
             threading.Timer(0.2, destroy).start()

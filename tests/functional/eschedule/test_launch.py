@@ -59,7 +59,7 @@ def written(launched: Launched, network: Network, *, has_secrets: bool) -> set[s
         f"/instances/{launched.uuid}",
         f"/hosts/{launched.provider}/{launched.uuid}",
         f"/names/system/instance/{launched.name}/{launched.uuid}",
-        f"/events/instance/{launched.uuid}/eschedule/0",
+        f"/events/eschedule/instance/{launched.uuid}/0",
         f"/networks/{network.uuid}",
         f"/networks/{network.uuid}/addresses/{ip}",
         f"/networks/{network.uuid}/hosts/{launched.provider}",

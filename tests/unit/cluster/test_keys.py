@@ -23,6 +23,7 @@ def test_what_a_host_acts_on_or_writes_has_its_provider_first() -> None:
         assert keys.parts(key)[1] == "p"
     for key in (keys.node("p"), keys.alive("p"), keys.admin("p")):
         assert keys.parts(key)[1:] == ["p"]
+    assert keys.parts(keys.event("instance", "u", "p", 0))[1] == "p"
 
 
 def test_the_old_keys_have_their_old_names() -> None:
@@ -31,4 +32,4 @@ def test_the_old_keys_have_their_old_names() -> None:
 
 
 def test_events_are_a_ring() -> None:
-    assert keys.event("instance", "u", "w", 33) == keys.event("instance", "u", "w", 1) == "/events/instance/u/w/1"
+    assert keys.event("instance", "u", "w", 33) == keys.event("instance", "u", "w", 1) == "/events/w/instance/u/1"
