@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -61,11 +62,20 @@ class Claim:
         since would not show it: the claim may be in use whatever etcd says, and only its host, which
         the audit asks, can tell. Neither `release` nor `give_up` touches it then."""
 
-    def take(self, allocations: Mapping[str, Mapping[str, int]], mappings: Mapping[str, list[str]] | None) -> None:
+    def take(
+        self,
+        allocations: Mapping[str, Mapping[str, int]],
+        mappings: Mapping[str, list[str]] | None,
+        stop: AbstractSet[str] = frozenset(),
+    ) -> None:
         """Claim ``allocations`` ({provider: {class: amount}}) in placement, all or none.
 
+        Args:
+            stop: the providers whose refusal no other host can mend: quotas.
+
         Raises:
-            ClaimRefused: no room there, or no quota; another host may be tried with the same intent.
+            ClaimRefused: no room there, or no quota (see its scope); another host may be tried with
+                the same intent.
             PlacementUnavailable: it is not known whether it was written. Give it back, or leave it
                 to the audit.
         """
@@ -76,6 +86,7 @@ class Claim:
             project_id=self._intent.value.namespace,
             user_id=self._intent.value.writer,
             consumer_type=INSTANCE_CONSUMER,
+            stop=stop,
         )
         reach("claim.claimed")
 

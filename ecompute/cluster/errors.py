@@ -129,14 +129,18 @@ class Refused(CloudError):
 class ClaimRefused(Refused):
     """Placement understood the claim and said no.
 
-    ``scope`` is ``"host"`` (another host may take it) or ``"quota"`` (no host will).
+    ``scope`` is ``"host"`` (another host may take it) or ``"quota"`` (no host will); ``providers``
+    are those that have no room for it, where that is known.
     """
 
     code = "placement.claim_refused"
 
-    def __init__(self, message: str, *, scope: str = "host", hint: str = "") -> None:
+    def __init__(
+        self, message: str, *, scope: str = "host", providers: frozenset[str] = frozenset(), hint: str = ""
+    ) -> None:
         super().__init__(message, hint=hint)
         self.scope = scope
+        self.providers = providers
 
 
 class NewerSchema(Refused):

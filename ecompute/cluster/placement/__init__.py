@@ -6,8 +6,8 @@
 - `transport`  one HTTP session: deadlines, bounded retries, the errors of it
 - `client`     `Placement`: providers, candidates, claims
 
-`Placement` is loaded when it is first asked for: it brings `requests`, which a command that only
-checks a query, or prints its help, does not pay for.
+`Placement` and `ClaimRequest` are loaded when they are first asked for: they bring `requests`, which a
+command that only checks a query, or prints its help, does not pay for.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from ecompute.cluster.placement.documents import (
 from ecompute.cluster.placement.query import CandidatesQuery, candidates_query
 
 if TYPE_CHECKING:
+    from ecompute.cluster.placement.claiming import ClaimRequest
     from ecompute.cluster.placement.client import Placement
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "Candidate",
     "Candidates",
     "CandidatesQuery",
+    "ClaimRequest",
     "ConsumerAllocations",
     "Inventories",
     "Inventory",
@@ -47,6 +49,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
+    if name == "ClaimRequest":
+        from ecompute.cluster.placement.claiming import ClaimRequest
+
+        return ClaimRequest
     if name == "Placement":
         from ecompute.cluster.placement.client import Placement
 

@@ -8,7 +8,7 @@ Threads: all methods may be called from any thread.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING, Self, TypeVar
 from urllib.parse import quote
@@ -17,7 +17,7 @@ import msgspec
 
 from ecompute.cluster.errors import Conflict, InvalidInput, Refused
 from ecompute.cluster.placement import claiming
-from ecompute.cluster.placement.claiming import Usages, provider_missing
+from ecompute.cluster.placement.claiming import ClaimRequest, Usages, provider_missing
 from ecompute.cluster.placement.documents import (
     Allocations,
     Candidates,
@@ -288,33 +288,69 @@ class Placement:
         project_id: str,
         user_id: str,
         consumer_type: str = "ECOMPUTE_INSTANCE",
+        stop: AbstractSet[str] = frozenset(),
     ) -> None:
         """Take ``allocations`` for ``consumer``, all or none. It holds nothing yet, or just this.
 
         Args:
             consumer: the uuid of what will use them.
             allocations: a candidate's, and what is claimed beside it (quotas, groups).
-            mappings: the candidate's; they tell its providers from those beside it.
+            mappings: the candidate's.
             project_id: the namespace.
             user_id: who claims.
             consumer_type: begins with ``ECOMPUTE_``.
+            stop: the providers whose refusal no other host can mend.
 
         Raises:
-            ClaimRefused: there is no room. Its scope says whether another host may have some.
+            ClaimRefused: there is no room. Its scope says whether another host may have some, and
+                its providers who refused.
             Conflict: the consumer holds something else; or others wrote first each time, and it
                 holds nothing.
             PlacementUnavailable: it is not known whether the claim was written.
             InvalidInput: placement cannot make sense of it.
         """
-        claiming.claim(
-            self._transport,
-            consumer,
-            allocations,
-            mappings or {},
-            project_id=project_id,
-            user_id=user_id,
-            consumer_type=consumer_type,
-        )
+        wanted = ClaimRequest(consumer, allocations, mappings or {}, project_id, user_id, consumer_type)
+        claiming.claim(self._transport, wanted, stop)
+
+    def claim_many(self, claims: Sequence[ClaimRequest], *, stop: AbstractSet[str] = frozenset()) -> None:
+        """Take all of ``claims`` in one write: all or none.
+
+        Args:
+            claims: of consumers that hold nothing yet, or just this.
+            stop: the providers whose refusal no other hosts can mend.
+
+        Raises:
+            ClaimRefused: there is no room for all of them. Its providers are those without room for
+                their part; they may be none, when room came free meanwhile.
+            Conflict: a consumer holds something else; or others wrote first each time, and none
+                holds anything.
+            PlacementUnavailable: it is not known whether the claims were written.
+            InvalidInput: placement cannot make sense of them, or a consumer is named twice.
+        """
+        claiming.claim_many(self._transport, claims, stop)
+
+    def replace(
+        self,
+        consumer: str,
+        allocations: Allocations,
+        expected: ConsumerAllocations,
+        *,
+        stop: AbstractSet[str] = frozenset(),
+    ) -> None:
+        """Let ``consumer`` hold ``allocations`` if it still holds ``expected``, of that generation; all or none.
+
+        Args:
+            allocations: everything that it is to hold.
+            expected: what was read.
+            stop: as for `claim`.
+
+        Raises:
+            ClaimRefused: there is no room.
+            Conflict: the consumer was changed by somebody else: read again.
+            Refused: the consumer is not one of ours.
+            PlacementUnavailable: it is not known whether it was written.
+        """
+        claiming.replace(self._transport, consumer, allocations, expected, stop)
 
     def release(self, consumer: str) -> bool:
         """Give back all that ``consumer`` holds; return whether it was anything. Idempotent.

@@ -154,18 +154,19 @@ class Transport:
     def close(self) -> None:
         self._session.close()
 
-    def settle(self, step: Callable[[Send], T], *, unsettled: str = "") -> T:
+    def settle(self, step: Callable[[Send], T], *, unsettled: str = "", more_s: float = 0.0) -> T:
         """Return what ``step(send)`` returns, calling it again when it was overtaken or got no answer.
 
         Args:
             step: one whole try: reads, decides, writes. Doing it again must be safe.
             unsettled: what is not known if no try gets an answer; for the error.
+            more_s: for how much longer than ``timeout_s`` it may go on, where a request takes long.
 
         Raises:
-            PlacementUnavailable: no answer in `TRIES_WITHOUT_ANSWER` tries, or in ``timeout_s``.
+            PlacementUnavailable: no answer in `TRIES_WITHOUT_ANSWER` tries, or in time.
             Conflict: overtaken in each of `TRIES_OVERTAKEN` tries.
         """
-        ends = time.monotonic() + self.timeout_s
+        ends = time.monotonic() + self.timeout_s + more_s
         silent = overtaken = 0
         while True:
             try:

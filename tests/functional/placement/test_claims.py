@@ -104,9 +104,11 @@ def test_a_spent_quota_refuses_for_every_host(client: Placement, make_provider: 
     candidate = candidate_on(client, host, "VCPU:2")
     allocations = {**candidate.allocations, quota: {"CUSTOM_QUOTA_VCPU": 2}}
     client.claim(new_uuid(), allocations, candidate.mappings, project_id="system", user_id="tester")
+    stop = frozenset({quota})
     with pytest.raises(ClaimRefused) as caught:
-        client.claim(new_uuid(), allocations, candidate.mappings, project_id="system", user_id="tester")
+        client.claim(new_uuid(), allocations, candidate.mappings, project_id="system", user_id="tester", stop=stop)
     assert caught.value.scope == "quota"
+    assert caught.value.providers == {quota}
     assert client.usages(host) == {"VCPU": 2}
 
 
@@ -115,9 +117,11 @@ def test_a_full_host_beside_a_free_quota_refuses_for_itself(client: Placement, m
     candidate = candidate_on(client, host, "VCPU:2")
     allocations = {**candidate.allocations, quota: {"CUSTOM_QUOTA_VCPU": 2}}
     client.claim(new_uuid(), allocations, candidate.mappings, project_id="system", user_id="tester")
+    stop = frozenset({quota})
     with pytest.raises(ClaimRefused) as caught:
-        client.claim(new_uuid(), allocations, candidate.mappings, project_id="system", user_id="tester")
+        client.claim(new_uuid(), allocations, candidate.mappings, project_id="system", user_id="tester", stop=stop)
     assert caught.value.scope == "host"
+    assert caught.value.providers == {host}
     assert client.usages(quota) == {"CUSTOM_QUOTA_VCPU": 2}
 
 
