@@ -115,17 +115,17 @@ class EmbeddedCloud:
         return self
 
     def _start(self) -> None:
-        self._say("the small guest image")
+        self._say("starting the small guest image")
         image = build_cached(self.directory / "guest-image")
-        self._say("etcd")
+        self._say("starting etcd")
         self._etcd = start_etcd(self.directory / "etcd", port=_remembered_port(self.directory / "etcd.port"))
-        self._say("placement")
+        self._say("starting placement")
         self._placement = start_placement(
             self.directory / "placement", port=_remembered_port(self.directory / "placement.port")
         )
         libvirt_uri = SYSTEM_LIBVIRT
         if not answers(SYSTEM_LIBVIRT):
-            self._say("libvirt, of its own: none serves this machine")
+            self._say("starting libvirt, of its own: none serves this machine")
             self._libvirt = start_libvirtd(self.directory / "libvirt")
             libvirt_uri = self._libvirt.uri
         host, port = self._etcd.endpoint.rsplit(":", 1)
@@ -142,7 +142,7 @@ class EmbeddedCloud:
         new = self.config.with_suffix(".new")
         new.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
         new.replace(self.config)
-        self._say("ecompute")
+        self._say("starting ecompute")
         self.host = Host(self.directory).start()
         wait_until_open(self.host)
 

@@ -34,7 +34,7 @@ class Demo:
     def __init__(self, directory: Path) -> None:
         self._began = time.monotonic()
         self._directory = directory
-        self._cloud = EmbeddedCloud(directory, say=lambda text: self.say(f"  starting {text}"))
+        self._cloud = EmbeddedCloud(directory, say=lambda text: self.say(f"  {text}"))
 
     def say(self, text: str = "") -> None:
         sys.stdout.write(f"[{time.monotonic() - self._began:6.1f} s] {text}\n" if text else "\n")
