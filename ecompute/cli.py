@@ -5,6 +5,7 @@ Loads click and nothing heavy until a command runs.
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 
@@ -59,7 +60,10 @@ def run(settings: Settings, verbose: bool) -> None:
     from ecompute.daemon import Daemon
 
     log.configure("debug" if verbose else "info")
-    sys.exit(Daemon(config.load(config.find(settings.config))).run())
+    daemon = Daemon(config.load(config.find(settings.config)))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: daemon.stop())
+    sys.exit(daemon.run())
 
 
 @cli.command(short_help="Run a whole cloud on this machine, with nothing to configure.")

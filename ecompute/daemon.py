@@ -2,27 +2,26 @@
 
 Start: take the state directory's lock; read the memory; reach libvirt and etcd, waiting for each
 and saying so; look whether to hold; converge everything; register the host and open it for new
-claims. Stop (SIGINT, SIGTERM): finish the steps in hand, reserve the host's VCPU, leave the guests
-running. Killed at any point and started again, it ends in the same place.
+claims. Stop: finish the steps in hand, reserve the host's VCPU, leave the guests running. Killed at
+any point and started again, it ends in the same place. A start that fails closes what it had opened.
 
-Threads: this module's `Daemon.run` is the main one. Each part owns the threads it starts; what they
-share is the store, the watcher and the placement client, which are safe to share.
+Threads: `run` is the main one of a process with one daemon; `stop` may be called from any, and from a
+signal's handler (who sets it up is the command). Each part owns the threads it starts; what they
+share is the store, the watcher and the placement client, which are safe to share. At rest no thread
+of a daemon wakes up: it is called when something has changed, or a timer is due.
 """
 
 from __future__ import annotations
 
 import fcntl
 import logging
-import math
 import random
-import signal
-import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TypeVar
-from urllib.parse import urlsplit
+from typing import Protocol, TypeVar
 
 from ecompute import __version__
 from ecompute.cluster import keys
@@ -32,25 +31,23 @@ from ecompute.cluster.errors import Conflict, Unavailable
 from ecompute.cluster.events import LEAD, Events
 from ecompute.cluster.periodic import Periodic
 from ecompute.cluster.placement import Placement
+from ecompute.cluster.retries import Retries
 from ecompute.cluster.store import Store
 from ecompute.cluster.upkeep.leader import Leader
 from ecompute.heartbeat import Heartbeat
 from ecompute.hold import Hold
-from ecompute.hypervisor import accelerator, features
-from ecompute.hypervisor.connection import LibvirtHypervisor
+from ecompute.hypervisor import features
 from ecompute.instances.actuate import Actuator
 from ecompute.instances.lanes import Stuck
 from ecompute.instances.memory import Memory
 from ecompute.instances.reconciler import InstanceReconciler
 from ecompute.instances.reporter import Reporter
 from ecompute.keeper import HostKeeper
-from ecompute.network.filter import NftFilter
-from ecompute.network.links import NetlinkLinks
+from ecompute.machine import Machine
 from ecompute.network.membership import Memberships
 from ecompute.network.reconcile import NetworkReconciler
 from ecompute.operations import Operations
 from ecompute.registrar import Registrar, identity
-from ecompute.storage.fetch import Fetcher
 from ecompute.storage.images import ImageCache
 from ecompute.storage.place import Place
 
@@ -61,26 +58,59 @@ UPKEEP_PERIOD_S = 600.0
 STOP_TIMEOUT_S = 60.0
 FIRST_RETRY_S = 0.5
 LAST_RETRY_S = 15.0
-LOOK_PERIOD_S = 0.25
 RETRY_S = 5.0
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
-class Daemon:
-    """One host's daemon, from start to stop.
+class Services(Protocol):
+    """The two services that a daemon speaks with. What is opened here, the daemon closes."""
 
-    Args:
-        config: what `ecompute.cluster.config` read.
-    """
+    def store(self, on_rollback: Callable[[str], None]) -> Store: ...
+
+    def placement(self) -> Placement: ...
+
+
+class OwnServices:
+    """Ways to the services that nobody else uses."""
 
     def __init__(self, config: Config) -> None:
         self._config = config
+
+    def store(self, on_rollback: Callable[[str], None]) -> Store:
+        return Store(self._config.etcd, on_rollback=on_rollback)
+
+    def placement(self) -> Placement:
+        return Placement(self._config.placement)
+
+
+class Daemon:
+    """One host's daemon, from start to stop; not to be started twice.
+
+    Args:
+        config: what `ecompute.cluster.config` read.
+        machine: the one it runs on; by default this process's own.
+        services: ways to etcd and placement; by default its own.
+    """
+
+    def __init__(self, config: Config, machine: Machine | None = None, services: Services | None = None) -> None:
+        self._config = config
+        self._machine = machine if machine is not None else Machine.real(config)
+        self._services = services if services is not None else OwnServices(config)
         self._rng = random.Random()  # noqa: S311 - spreads load, guards nothing
         self._stopping = threading.Event()
         self._exit_status = 0
-        self._name = config.name or socket.gethostname()
+        self._opened = ExitStack()
+        self._host: HostKeeper | None = None
+        self.name = config.name or self._machine.name
+        self.provider = ""
+        """Its provider's uuid, known once it was started."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the host takes new instances."""
+        return self._host is not None and self._host.is_open
 
     def stop(self) -> None:
         """Ask `run` to end; from any thread, or a signal's handler."""
@@ -92,40 +122,73 @@ class Daemon:
         Raises:
             CloudError: the host cannot be one as it is configured; the text says what to do.
         """
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: self.stop())
-        state = self._config.state_dir
-        state.mkdir(parents=True, exist_ok=True, mode=0o711)
-        with StateLock(state / "lock"):
-            return self._run(state)
+        if self.start():
+            self._stopping.wait()
+            log.info("stopping: finishing the steps in hand; guests go on running")
+            self.close()
+            log.info("stopped")
+        return self._exit_status
 
-    def _run(self, state: Path) -> int:
-        config = self._config
+    def start(self) -> bool:
+        """Start, waiting for libvirt and etcd; return whether it was, or was stopped meanwhile.
+
+        Raises:
+            CloudError: as `run`; nothing stays open.
+        """
+        state = self._config.state_dir
+        with ExitStack() as opened:
+            state.mkdir(parents=True, exist_ok=True, mode=0o711)
+            opened.enter_context(StateLock(state / "lock"))
+            if not self._start(state, opened):
+                return False
+            self._opened = opened.pop_all()
+            return True
+
+    def close(self) -> None:
+        """Finish the steps in hand, reserve the host's VCPU, and end every part. Idempotent."""
+        self._stopping.set()
+        self._opened.close()
+
+    def _start(self, state: Path, opened: ExitStack) -> bool:
+        config, machine = self._config, self._machine
+
+        def at_end(end: Callable[[], object]) -> None:
+            opened.callback(_tried, end)
+
         memory = Memory(state / "memory")
-        provider = identity(config, state)
-        links = NetlinkLinks()
+        provider = self.provider = identity(config, state)
+        links = machine.links
         underlay = links.underlay(config.underlay)
-        store = Store(config.etcd, on_rollback=lambda reason: hold.suspect(reason))
-        placement = Placement(config.placement)
-        changed = threading.Event()
-        hold = Hold(store, memory, host=self._name, on_change=lambda reason: changed.set())
+        store = self._services.store(lambda reason: hold.suspect(reason))
+        at_end(store.close)
+        placement = self._services.placement()
+        at_end(placement.close)
+        retries = Retries("host-retries", lambda what: upkeep.wake())
+        at_end(retries.close)
+        hold = Hold(store, memory, host=self.name, on_change=lambda reason: upkeep.wake())
+        upkeep = Periodic("host", lambda: self._keep(host, retries), period_s=UPKEEP_PERIOD_S, rng=self._rng)
         hypervisor = self._until_it_works(
-            "libvirt", lambda: LibvirtHypervisor(config.libvirt_uri, provider, is_stopping=self._stopping.is_set)
+            "libvirt", lambda: machine.hypervisor(provider, is_stopping=self._stopping.is_set)
         )
-        if hypervisor is None or self._until_it_works("etcd", lambda: (hold.examine(), True)) is None:
-            return 0
-        trial = accelerator.remembered(state / "accelerator.json", config.accelerator)
+        if hypervisor is None:
+            return False
+        at_end(hypervisor.close)
+        if self._until_it_works("etcd", lambda: (hold.examine(), True)) is None:
+            return False
+        trial = machine.trial()
         capabilities = hypervisor.capabilities()
+        images = ImageCache(state / "images", machine.images)
+        at_end(images.close)
         watcher = store.watcher()
+        at_end(watcher.close)
         memberships = Memberships(
             store,
             watcher,
-            NetworkReconciler(links, NftFilter()),
+            NetworkReconciler(links, machine.filter),
             provider,
             state / "memory" / "networks",
             is_held=lambda: hold.reason is not None,
         )
-        images = ImageCache(state / "images", Fetcher(config.images, refused=_control_plane(config)))
         actuator = Actuator(
             provider=provider,
             place=Place(state / "instances", provider, is_new=not memory.records()),
@@ -137,6 +200,8 @@ class Daemon:
             resize=config.resize,
             bridge=config.bridge,
             secrets=lambda uuid: _secrets(store, provider, uuid),
+            create_overlay=machine.create_overlay,
+            write_config_drive=machine.write_config_drive,
         )
         instances = InstanceReconciler(
             store=store,
@@ -148,25 +213,26 @@ class Daemon:
             reporter=Reporter(store, provider),
             provider=provider,
             lanes=config.lanes,
-            boot_id=Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip(),
+            spare_lanes=machine.spare_lanes,
+            boot_id=machine.boot_id,
             hold_reason=lambda: hold.reason,
             witness=hold.witness,
             on_exhausted=self._exhausted,
+            on_converged=lambda: self._converged(upkeep),
             release_thread=hypervisor.release_thread,
             has_claim=lambda uuid: provider in placement.allocations(uuid).allocations,
             rng=self._rng,
         )
-        registrar = Registrar(placement, config, provider, self._name)
-        host = HostKeeper(
+        host = self._host = HostKeeper(
             store=store,
-            registrar=registrar,
+            registrar=Registrar(placement, config, provider, self.name),
             hold=hold,
             instances=instances,
             traits=features.traits(capabilities.features_for(trial.accelerator), trial.accelerator),
-            disk_directory=state,
+            measure=machine.measure,
             node=lambda reason: Node(
                 provider=provider,
-                name=self._name,
+                name=self.name,
                 underlay=underlay.ip,
                 underlay_mtu=underlay.mtu,
                 accelerator=trial.accelerator,
@@ -176,7 +242,17 @@ class Daemon:
                 reported_at=timestamp(time.time()),
             ),
         )
-        heartbeat = Heartbeat(store, provider, self._name, rng=self._rng)
+        log.info(
+            "host %s is provider %s: underlay %s, accelerator %s (%s), libvirt %s",
+            self.name,
+            provider,
+            underlay.ip,
+            trial.accelerator,
+            trial.reason,
+            capabilities.libvirt_version,
+        )
+        heartbeat = Heartbeat(store, provider, self.name, rng=self._rng)
+        at_end(heartbeat.stop)
         operations = Operations(
             store,
             watcher,
@@ -184,57 +260,41 @@ class Daemon:
             console_log=lambda uuid: actuator.files(uuid).console_log,
             has_nothing=instances.has_nothing,
         )
+        at_end(operations.close)
         leader = Leader(
             store,
             placement,
             Events(store, LEAD),
-            holder=f"{self._name} ({provider})",
+            holder=f"{self.name} ({provider})",
             is_held=lambda: hold.reason is not None,
         )
-        watcher.follow(keys.INCARNATION, Incarnation, lambda change: changed.set())
-        upkeep = Periodic("host", host.keep, period_s=UPKEEP_PERIOD_S, rng=self._rng)
-        log.info(
-            "host %s is provider %s: underlay %s, accelerator %s (%s), libvirt %s",
-            self._name,
-            provider,
-            underlay.ip,
-            trial.accelerator,
-            trial.reason,
-            capabilities.libvirt_version,
-        )
+        # From here on in the order of starting; ended from the last to the first: instances before all others,
+        # so that nothing is begun while the rest ends, and the reservation when nobody opens the host any more.
+        watcher.follow(keys.INCARNATION, Incarnation, lambda change: upkeep.wake())
+        at_end(host.close)
         memberships.start()
-        instances.start()
+        at_end(memberships.close)
         heartbeat.start()
         upkeep.start()
+        at_end(upkeep.stop)
         leader.start()
-        self._attend(changed, host, instances, upkeep)
-        log.info("stopping: finishing the steps in hand; guests go on running")
-        if not instances.close(STOP_TIMEOUT_S):
-            log.warning("some steps did not end within %d s; the next start takes them up", STOP_TIMEOUT_S)
-        leader.stop()
-        upkeep.stop()
-        memberships.close()
-        host.close()
-        for end in (operations.close, heartbeat.stop, watcher.close, images.close, hypervisor.close, store.close):
-            try:
-                end()
-            except Exception as error:  # noqa: BLE001 - one part that cannot stop must not keep the others
-                log.warning("while stopping: %s", error)
-        log.info("stopped")
-        return self._exit_status
+        at_end(leader.stop)
+        instances.start()
+        at_end(lambda: _close_instances(instances))
+        return True
 
-    def _attend(
-        self, changed: threading.Event, host: HostKeeper, instances: InstanceReconciler, upkeep: Periodic
-    ) -> None:
-        """See to it, until stopped, that the host is kept up to date as soon as something has changed."""
-        tried = -math.inf
-        while not self._stopping.wait(LOOK_PERIOD_S):
-            now = time.monotonic()
-            is_due = not host.is_settled or (not host.is_open and not host.is_held and instances.has_converged())
-            if changed.is_set() or (is_due and now - tried >= RETRY_S):
-                changed.clear()
-                tried = now
-                upkeep.wake()
+    def _keep(self, host: HostKeeper, retries: Retries) -> None:
+        """Keep the host up to date; what did not go through is tried again soon."""
+        try:
+            host.keep()
+        finally:
+            if not host.is_settled:
+                retries.later(self.provider, RETRY_S)
+
+    def _converged(self, upkeep: Periodic) -> None:
+        host = self._host
+        if host is not None and not host.is_open and not host.is_held:
+            upkeep.wake()
 
     def _exhausted(self, stuck: list[Stuck]) -> None:
         log.critical("%d lanes hang (%s); ending, to be started anew", len(stuck), ", ".join(s.uuid for s in stuck))
@@ -254,16 +314,22 @@ class Daemon:
         return None
 
 
+def _tried(end: Callable[[], object]) -> None:
+    """One part that cannot end must not keep the others."""
+    try:
+        end()
+    except Exception as error:  # noqa: BLE001 - whatever it is
+        log.warning("while stopping: %s", error)
+
+
+def _close_instances(instances: InstanceReconciler) -> None:
+    if not instances.close(STOP_TIMEOUT_S):
+        log.warning("some steps did not end within %d s; the next start takes them up", STOP_TIMEOUT_S)
+
+
 def _secrets(store: Store, provider: str, uuid: str) -> Secrets | None:
     found = store.get(keys.secrets(provider, uuid), Secrets)
     return None if found is None else found.value
-
-
-def _control_plane(config: Config) -> list[str]:
-    """Return ``host:port`` of etcd and placement: no image comes from there."""
-    placement = urlsplit(config.placement.endpoint)
-    port = placement.port or (443 if placement.scheme == "https" else 80)
-    return [*config.etcd.endpoints, f"{placement.hostname}:{port}"]
 
 
 class StateLock:

@@ -10,17 +10,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from pathlib import Path
 
 from msgspec import structs
 
-from ecompute import inventory
 from ecompute.cluster import keys
 from ecompute.cluster.documents import Node
 from ecompute.cluster.errors import CloudError, CompareFailed
 from ecompute.cluster.store import Put, Store, absent, unchanged
 from ecompute.hold import Hold
 from ecompute.instances.reconciler import InstanceReconciler
+from ecompute.inventory import Measured
 from ecompute.registrar import Registrar
 
 log = logging.getLogger(__name__)
@@ -37,7 +36,7 @@ class HostKeeper:
         hold: Hold,
         instances: InstanceReconciler,
         traits: frozenset[str],
-        disk_directory: Path,
+        measure: Callable[[], Measured],
         node: Callable[[str | None], Node],
     ) -> None:
         self._store = store
@@ -45,7 +44,7 @@ class HostKeeper:
         self._hold = hold
         self._instances = instances
         self._traits = traits
-        self._disk_directory = disk_directory
+        self._measure = measure
         self._node = node
         self._is_registered = False
         self.is_open = False
@@ -69,7 +68,7 @@ class HostKeeper:
         if self._is_registered or self._has_node():
             self._write_node(reason)  # at once: placement may be away, and a hold is to be seen
         is_closed = reason is not None or not (self.is_open or self._instances.has_converged())
-        measured = inventory.measure(self._disk_directory)
+        measured = self._measure()
         self._registrar.register(measured, self._traits, is_closed=is_closed)
         if not self._is_registered:
             self._is_registered = True
@@ -82,7 +81,7 @@ class HostKeeper:
     def close(self) -> None:
         """Reserve the VCPU, so that nothing new is sent here."""
         try:
-            self._registrar.close()
+            self._registrar.close(self._measure())
         except CloudError as error:
             log.warning("the host's VCPU could not be reserved: %s", error)
 

@@ -2,14 +2,12 @@
 
 A question is a leased key below ``/operations/<provider>/``; the answer is written in its place, in
 the same lease, so that it goes with the tool that asked. Answers are at most 64 KiB. Reading a log
-must never hold up a guest, so one thread of its own answers them all.
+must never hold up a guest, so a thread of its own answers them, one after the other.
 """
 
 from __future__ import annotations
 
 import logging
-import queue
-import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
@@ -22,9 +20,11 @@ from ecompute.cluster.asking import CONSOLE, NOTHING, PRESENCE
 from ecompute.cluster.documents import Operation
 from ecompute.cluster.errors import CompareFailed
 from ecompute.cluster.store import Change, Put, Store, Versioned, Watcher, unchanged
+from ecompute.cluster.timers import Serial
 
 ANSWER_LIMIT_BYTES = 64 * 1024
 PRESENCE_TIMEOUT_S = 10.0
+CLOSE_S = 5.0
 
 log = logging.getLogger(__name__)
 
@@ -49,29 +49,25 @@ class Operations:
         self._store = store
         self._console_log = console_log
         self._has_nothing = has_nothing
-        self._asked: queue.SimpleQueue[Versioned[Operation] | None] = queue.SimpleQueue()
+        self._asked: Serial[Versioned[Operation]] = Serial("operations", self._settle)
         self._follow = watcher.follow(keys.operations(provider), Operation, self._changed)
-        self._thread = threading.Thread(target=self._run, name="operations", daemon=True)
-        self._thread.start()
 
     def close(self) -> None:
         self._follow.stop()
-        self._asked.put(None)
-        self._thread.join(5)
+        self._asked.close(CLOSE_S)
 
     def _changed(self, change: Change[Operation]) -> None:
         if change.after is not None and change.after.value.answer is None and change.after.value.error is None:
             self._asked.put(change.after)
 
-    def _run(self) -> None:
-        while (asked := self._asked.get()) is not None:
-            try:
-                answered = self._answer(asked.value)
-                self._store.commit([unchanged(asked)], [Put(asked.key, answered, lease=asked.lease)])
-            except CompareFailed:
-                pass  # who asked has gone
-            except Exception as error:  # noqa: BLE001 - one question must not end the answering of all
-                log.warning("operation %s was not answered: %s", asked.key, error)
+    def _settle(self, asked: Versioned[Operation]) -> None:
+        try:
+            answered = self._answer(asked.value)
+            self._store.commit([unchanged(asked)], [Put(asked.key, answered, lease=asked.lease)])
+        except CompareFailed:
+            pass  # who asked has gone
+        except Exception as error:  # noqa: BLE001 - one question must not end the answering of all
+            log.warning("operation %s was not answered: %s", asked.key, error)
 
     def _answer(self, operation: Operation) -> Operation:
         try:

@@ -95,6 +95,7 @@ class Actuator:
         bridge: a bridge of the host on which each guest gets a second interface, or ``None``.
         accelerator: ``kvm`` or ``tcg``, as tried.
         secrets: reads the secrets of an instance from etcd.
+        create_overlay, write_config_drive: make the two disks of a guest.
     """
 
     def __init__(
@@ -110,6 +111,8 @@ class Actuator:
         resize: bool,
         bridge: str | None,
         secrets: Callable[[str], Secrets | None],
+        create_overlay: disks.CreateOverlay = disks.create_overlay,
+        write_config_drive: Callable[[Path, dict[str, bytes]], None] = configdrive.write,
     ) -> None:
         self._provider = provider
         self._place = place
@@ -121,6 +124,8 @@ class Actuator:
         self._resize = resize
         self._bridge = bridge
         self._secrets = secrets
+        self._create_overlay = create_overlay
+        self._put_config_drive = write_config_drive
         self._fetching: dict[str, Future[Image]] = {}
         self._tried: dict[str, int] = {}
 
@@ -274,7 +279,7 @@ class Actuator:
             raise StorageError("the image was not fetched")
         files = self.files(assignment.uuid)
         files.directory.mkdir(exist_ok=True, mode=0o711)
-        disks.create_overlay(
+        self._create_overlay(
             future.result(), files.disk, disk_gb=assignment.spec.resources.disk_gb, resize=self._resize
         )
 
@@ -284,7 +289,7 @@ class Actuator:
             raise StorageError("its user data is not in etcd", hint="destroy it and launch it again")
         files = self.files(assignment.uuid)
         files.directory.mkdir(exist_ok=True, mode=0o711)
-        configdrive.write(files.config_drive, metadata.documents(assignment, secrets))
+        self._put_config_drive(files.config_drive, metadata.documents(assignment, secrets))
 
     def _join(self, assignment: Assignment) -> None:
         if self._bridge is not None and not self._links.has_bridge(self._bridge):

@@ -7,6 +7,9 @@ afterwards. Python threads cannot be killed, so a step that passes its deadline 
 returns, it notices at its next step, ends, and its instance is taken up again. When `STUCK_LIMIT`
 threads are stuck at once the daemon had better start anew: `on_exhausted` is called, once.
 
+Threads are started when there is work and none is idle, and end after `IDLE_S` without any, but for
+a few spare ones. Deadlines are looked after while something is at work. So a pool at rest costs nothing.
+
 Every method may be called from any thread.
 """
 
@@ -21,9 +24,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from ecompute.cluster.errors import Cancelled, DeadlineExceeded
+from ecompute.cluster.timers import Timers, shared
 
 STUCK_LIMIT = 8
 SUPERVISE_PERIOD_S = 0.5
+IDLE_S = 30.0
 
 log = logging.getLogger(__name__)
 
@@ -91,8 +96,10 @@ class Lanes:
         work: does all there is to do for ``Work.uuid``, and handles its own errors; what it raises
             all the same is logged.
         count: how many instances are worked on side by side.
-        on_stuck: told when an instance is set aside; on a thread of the pool's supervisor.
+        spare: how many idle threads do not end.
+        on_stuck: told when an instance is set aside; on a thread of the timers.
         on_exhausted: told once, when `STUCK_LIMIT` threads are stuck at the same time.
+        on_idle: told each time that nothing waits and nothing is at work any more; on a worker's thread.
         release_thread: called on each worker thread when it ends, for what belongs to a thread.
     """
 
@@ -101,17 +108,25 @@ class Lanes:
         work: Callable[[Work], None],
         *,
         count: int,
+        spare: int = 1,
+        idle_s: float = IDLE_S,
         on_stuck: Callable[[Stuck], None] = lambda stuck: None,
         on_exhausted: Callable[[list[Stuck]], None] = lambda stuck: None,
+        on_idle: Callable[[], None] = lambda: None,
         release_thread: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
+        timers: Timers | None = None,
     ) -> None:
         self._work = work
         self._count = count
+        self._spare = spare
+        self._idle_s = idle_s
         self._on_stuck = on_stuck
         self._on_exhausted = on_exhausted
+        self._on_idle = on_idle
         self._release_thread = release_thread
         self._clock = clock
+        self._timers = timers or shared()
         self._changed = threading.Condition()
         self._queue: deque[str] = deque()
         self._again: set[str] = set()
@@ -120,9 +135,10 @@ class Lanes:
         self._is_closing = False
         self._is_exhausted = False
         self._serial = 0
-        for _ in range(count):
-            self._add_thread()
-        threading.Thread(target=self._supervise, name="lanes-supervisor", daemon=True).start()
+        self._threads = 0
+        """Of the pool: those that are stuck do not count."""
+        self._idle = 0
+        self._is_supervised = False
 
     def wake(self, uuid: str) -> None:
         """See to it that ``uuid`` is worked on, once, from now on."""
@@ -133,7 +149,7 @@ class Lanes:
                 self._again.add(uuid)
             elif uuid not in self._queue:
                 self._queue.append(uuid)
-                self._changed.notify_all()  # the supervisor waits on it too
+            self._staff()
 
     def cancel(self, uuid: str) -> None:
         """Ask a run over ``uuid`` that is under way to end at its next step, and run it again."""
@@ -166,9 +182,20 @@ class Lanes:
             self._changed.notify_all()
             return self._changed.wait_for(lambda: not self._running, timeout_s)
 
-    def _add_thread(self) -> None:
-        self._serial += 1
-        threading.Thread(target=self._run, name=f"lane-{self._serial}", daemon=True).start()
+    def _staff(self) -> None:
+        """Wake a thread for what waits, or start one. The lock is held."""
+        if not self._queue:
+            return
+        if self._idle:
+            self._changed.notify_all()  # who closes waits on it too
+        if self._idle < len(self._queue) and self._threads < self._count:
+            self._serial += 1
+            try:
+                threading.Thread(target=self._run, name=f"lane-{self._serial}", daemon=True).start()
+            except RuntimeError as error:  # the machine gives no thread: those that there are go on
+                log.error("no thread for %d instances: %s", len(self._queue), error)
+                return
+            self._threads += 1
 
     def _run(self) -> None:
         try:
@@ -187,11 +214,18 @@ class Lanes:
 
     def _take(self) -> Work | None:
         with self._changed:
-            self._changed.wait_for(lambda: self._queue or self._is_closing)
-            if self._is_closing:
+            while not self._queue and not self._is_closing:
+                self._idle += 1
+                is_woken = self._changed.wait_for(lambda: self._queue or self._is_closing, self._idle_s)
+                self._idle -= 1
+                if not is_woken and self._threads > self._spare:
+                    break
+            if self._is_closing or not self._queue:
+                self._threads -= 1
                 return None
             work = Work(self._queue.popleft(), self._clock)
             self._running[work.uuid] = work
+            self._supervise_later()
             return work
 
     def _put_back(self, work: Work) -> bool:
@@ -206,28 +240,40 @@ class Lanes:
             if work.uuid in self._again and not self._is_closing:
                 self._again.discard(work.uuid)
                 self._queue.append(work.uuid)
+                self._staff()
+            is_idle = not self._queue and not self._running
             self._changed.notify_all()
-            return not was_stuck
+        if is_idle:
+            self._on_idle()
+        return not was_stuck
+
+    def _supervise_later(self) -> None:
+        """Look after the deadlines as long as something is at work. The lock is held."""
+        if not self._is_supervised and self._running:
+            self._is_supervised = True
+            self._timers.later(SUPERVISE_PERIOD_S, "lanes-supervisor", self._supervise)
 
     def _supervise(self) -> None:
-        while True:
-            with self._changed:
-                if self._changed.wait_for(lambda: self._is_closing, SUPERVISE_PERIOD_S):
-                    return
-                found: list[Stuck] = []
-                for uuid, work in list(self._running.items()):
-                    step = work.overdue_step()
-                    if step is None:
-                        continue
-                    work.abandon()
-                    del self._running[uuid]
-                    self._stuck[uuid] = work
-                    found.append(Stuck(uuid, step))
-                    self._add_thread()
-                exhausted = len(self._stuck) >= STUCK_LIMIT and not self._is_exhausted
-                self._is_exhausted = self._is_exhausted or exhausted
-                everyone = [Stuck(uuid, work._step) for uuid, work in self._stuck.items()]
-            for stuck in found:
-                self._on_stuck(stuck)
-            if exhausted:
-                self._on_exhausted(everyone)
+        with self._changed:
+            self._is_supervised = False
+            found: list[Stuck] = []
+            for uuid, work in list(self._running.items()):
+                step = work.overdue_step()
+                if step is None:
+                    continue
+                work.abandon()
+                del self._running[uuid]
+                self._stuck[uuid] = work
+                found.append(Stuck(uuid, step))
+                self._threads -= 1
+                self._staff()
+            exhausted = len(self._stuck) >= STUCK_LIMIT and not self._is_exhausted
+            self._is_exhausted = self._is_exhausted or exhausted
+            everyone = [Stuck(uuid, work._step) for uuid, work in self._stuck.items()]
+            self._supervise_later()
+            if found:
+                self._changed.notify_all()  # who closes waits for nothing that hangs
+        for stuck in found:
+            self._on_stuck(stuck)
+        if exhausted:
+            self._on_exhausted(everyone)

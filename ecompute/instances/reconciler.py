@@ -72,6 +72,8 @@ class InstanceReconciler:
         boot_id: which boot of the machine this is.
         has_claim: asks placement whether an instance has an allocation on this host.
         on_exhausted: told when so many lanes are stuck that the daemon had better start anew.
+        on_converged: told, on any thread, each time that `has_converged` may have come to be; must not block.
+        spare_lanes: how many idle lanes keep their thread.
     """
 
     def __init__(
@@ -90,6 +92,8 @@ class InstanceReconciler:
         hold_reason: Callable[[], str | None],
         witness: Callable[[int], None],
         on_exhausted: Callable[[list[Stuck]], None],
+        on_converged: Callable[[], None] = lambda: None,
+        spare_lanes: int = 1,
         release_thread: Callable[[], None],
         has_claim: Callable[[str], bool],
         rng: random.Random,
@@ -107,9 +111,16 @@ class InstanceReconciler:
         self._witness = witness
         self._has_claim = has_claim
         self._lanes = Lanes(
-            self._work, count=lanes, on_stuck=self._stuck, on_exhausted=on_exhausted, release_thread=release_thread
+            self._work,
+            count=lanes,
+            spare=spare_lanes,
+            on_stuck=self._stuck,
+            on_exhausted=on_exhausted,
+            on_idle=self._idle,
+            release_thread=release_thread,
         )
         self._gangs = Gangs(store, watcher, self._lanes.wake)
+        self._on_converged = on_converged
         self._retries = Retries("instance-retries", self._lanes.wake)
         self._scanning = Periodic("instances", self._scan, period_s=SCAN_PERIOD_S, rng=rng)
         self._has_scanned = threading.Event()
@@ -132,6 +143,10 @@ class InstanceReconciler:
         with self._lock:
             is_settled = not self._unsettled
         return self._has_scanned.is_set() and is_settled and self._lanes.is_idle() and not self._lanes.stuck()
+
+    def _idle(self) -> None:
+        if self.has_converged():
+            self._on_converged()
 
     def _is_settled(self, uuid: str, is_so: bool) -> None:
         with self._lock:
@@ -191,6 +206,7 @@ class InstanceReconciler:
         if not unreadable:
             self._memberships.sweep({vni for i in wanted.items for vni in (n.vni for n in i.value.spec.interfaces)})
         self._has_scanned.set()
+        self._idle()  # there may have been nothing to do
         self._memory.prune(time.time())
         self._actuator.prune_images()
 

@@ -15,6 +15,7 @@ import stat
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Protocol
 
 from ecompute.cluster.errors import InvalidImage, InvalidInput, StorageError
 from ecompute.storage import inspect, partial
@@ -30,6 +31,12 @@ TIMEOUT_S = 60.0
 KILL_WAIT_S = 5.0
 SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 """The programs' whole environment, with the C locale: they inherit nothing."""
+
+
+class CreateOverlay(Protocol):
+    """What `create_overlay` does, whoever does it."""
+
+    def __call__(self, image: Image, path: Path, *, disk_gb: int, resize: bool) -> None: ...
 
 
 def create_overlay(

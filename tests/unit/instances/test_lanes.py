@@ -211,3 +211,38 @@ def test_work_that_raises_does_not_end_its_lane(opened: list[Lanes], caplog: pyt
     lanes.wake("good")
     eventually(lambda: done == ["good"])
     assert "bad" in caplog.text
+
+
+def test_there_is_no_thread_before_there_is_work_and_none_but_the_spare_after_it(opened: list[Lanes]) -> None:
+    together = threading.Barrier(3, timeout=DEADLINE_S)
+    released: list[int] = []
+    lanes = Lanes(
+        lambda work: together.wait() and None,  # type: ignore[func-returns-value]
+        count=3,
+        spare=1,
+        idle_s=0.02,
+        release_thread=lambda: released.append(1),
+    )
+    opened.append(lanes)
+    assert lanes._threads == 0
+    for uuid in "abc":
+        lanes.wake(uuid)
+    eventually(lambda: lanes.is_idle() and lanes._threads == 1)
+    eventually(lambda: len(released) == 2)
+    for uuid in "def":
+        lanes.wake(uuid)
+    eventually(lanes.is_idle)
+    assert not together.broken
+
+
+def test_who_asked_is_told_when_all_is_done(opened: list[Lanes]) -> None:
+    idle = threading.Event()
+    go_on = threading.Event()
+    lanes = Lanes(lambda work: go_on.wait(DEADLINE_S) and None, count=2, on_idle=idle.set)  # type: ignore[func-returns-value]
+    opened.append(lanes)
+    for uuid in "abc":
+        lanes.wake(uuid)
+    assert not idle.is_set()
+    go_on.set()
+    assert idle.wait(DEADLINE_S)
+    assert lanes.is_idle()

@@ -1,0 +1,89 @@
+"""What a daemon needs of the machine under it: hypervisor, devices, images, disks, what there is of it.
+
+`Machine.real` is the machine that this process runs on. `ecompute.fleet` makes others, of the fakes
+that ship with the product; the daemon cannot tell them apart. Nothing is opened by making one.
+
+Threads: any; each part says for itself what it allows.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Protocol, Self
+from urllib.parse import urlsplit
+
+from ecompute import inventory
+from ecompute.cluster.config import Config
+from ecompute.guest import configdrive
+from ecompute.hypervisor import accelerator
+from ecompute.hypervisor.accelerator import Trial
+from ecompute.hypervisor.api import Hypervisor
+from ecompute.hypervisor.connection import LibvirtHypervisor
+from ecompute.inventory import Measured
+from ecompute.network.filter import Filter, NftFilter
+from ecompute.network.links import Links, NetlinkLinks
+from ecompute.storage import disks
+from ecompute.storage.fetch import Fetcher
+from ecompute.storage.fetch.api import ImageSource
+
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+class Connect(Protocol):
+    """Reaches the hypervisor, for the host ``provider``.
+
+    Raises:
+        HypervisorUnavailable: it does not answer.
+    """
+
+    def __call__(self, provider: str, *, is_stopping: Callable[[], bool]) -> Hypervisor: ...
+
+
+@dataclass(frozen=True)
+class Machine:
+    """One machine.
+
+    ``measure`` says what it has, ``trial`` which accelerator its guests get. ``spare_lanes`` is how
+    many idle lanes keep their thread, and with it a connection to the hypervisor.
+    """
+
+    name: str
+    boot_id: str
+    hypervisor: Connect
+    links: Links
+    filter: Filter
+    images: ImageSource
+    measure: Callable[[], Measured]
+    trial: Callable[[], Trial]
+    create_overlay: disks.CreateOverlay = disks.create_overlay
+    write_config_drive: Callable[[Path, dict[str, bytes]], None] = configdrive.write
+    spare_lanes: int = 1
+
+    @classmethod
+    def real(cls, config: Config) -> Self:
+        """Return the machine that this process runs on."""
+
+        def connect(provider: str, *, is_stopping: Callable[[], bool]) -> Hypervisor:
+            return LibvirtHypervisor(config.libvirt_uri, provider, is_stopping=is_stopping)
+
+        return cls(
+            name=socket.gethostname(),
+            boot_id=BOOT_ID.read_text(encoding="ascii").strip(),
+            hypervisor=connect,
+            links=NetlinkLinks(),
+            filter=NftFilter(),
+            images=Fetcher(config.images, refused=_control_plane(config)),
+            measure=partial(inventory.measure, config.state_dir),
+            trial=partial(accelerator.remembered, config.state_dir / "accelerator.json", config.accelerator),
+        )
+
+
+def _control_plane(config: Config) -> list[str]:
+    """Return ``host:port`` of etcd and placement: no image comes from there."""
+    placement = urlsplit(config.placement.endpoint)
+    port = placement.port or (443 if placement.scheme == "https" else 80)
+    return [*config.etcd.endpoints, f"{placement.hostname}:{port}"]
