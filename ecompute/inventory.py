@@ -11,14 +11,10 @@ from pathlib import Path
 
 import psutil
 
+from ecompute.cluster.closing import DISK_GB, MEMORY_MB, VCPU
 from ecompute.cluster.config import InventorySettings
 from ecompute.cluster.errors import StepFailed
 from ecompute.cluster.placement import Inventory
-
-VCPU = "VCPU"
-MEMORY_MB = "MEMORY_MB"
-DISK_GB = "DISK_GB"
-CLASSES = frozenset({VCPU, MEMORY_MB, DISK_GB})
 
 _KEYS = {VCPU: "vcpus", MEMORY_MB: "memory_mb", DISK_GB: "disk_gb"}
 

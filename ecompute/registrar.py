@@ -20,10 +20,11 @@ import uuid as uuids
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 
+from ecompute.cluster.closing import CLASSES
 from ecompute.cluster.config import Config
 from ecompute.cluster.errors import Conflict, StorageError
 from ecompute.cluster.placement import Placement
-from ecompute.inventory import CLASSES, Measured, inventory, measure, shortfalls
+from ecompute.inventory import Measured, inventory, measure, shortfalls
 
 IDENTITY_FILE = "provider-uuid"
 OUR_TRAITS = ("HW_CPU_X86_", "CUSTOM_VIRT_")

@@ -231,6 +231,21 @@ class Booted(Document, frozen=True, kw_only=True):
 # --- hosts ---------------------------------------------------------------------------------------
 
 
+class InventoryFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """One resource class of a host, in placement's words."""
+
+    total: int
+    reserved: int = 0
+    allocation_ratio: float = 1.0
+    min_unit: int = 1
+    max_unit: int
+    step_size: int = 1
+
+    @property
+    def capacity(self) -> int:
+        return int((self.total - self.reserved) * self.allocation_ratio)
+
+
 class Node(Document, frozen=True, kw_only=True):
     """``/nodes/<provider>``: facts that the host reports; rewritten when they change."""
 
@@ -245,6 +260,10 @@ class Node(Document, frozen=True, kw_only=True):
     schema_max: int = SCHEMA
     hold: str | None = None
     """Why the host neither builds nor removes anything, or nothing."""
+    closed: str | None = None
+    """Why it takes nothing new though no operator says so: it starts, or waits for something. Or nothing."""
+    inventory: dict[str, InventoryFacts] = {}
+    """What it offers when it is open, by resource class. What is left of it is placement's to say."""
     reported_at: str
 
 

@@ -4,7 +4,8 @@
 - `documents`  what placement answers, and what can be said about it alone (pure)
 - `refusal`    who said no: the host, or a quota (pure)
 - `transport`  one HTTP session: deadlines, bounded retries, the errors of it
-- `client`     `Placement`: providers, candidates, claims
+- `providers`  what providers have, can do and belong to; all hosts at once
+- `client`     `Placement`: those, candidates, claims
 
 `Placement` and `ClaimRequest` are loaded when they are first asked for: they bring `requests`, which a
 command that only checks a query, or prints its help, does not pay for.
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from ecompute.cluster.placement.documents import (
     MAX_INT,
+    PRESENCE,
     Candidate,
     Candidates,
     ConsumerAllocations,
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MAX_INT",
+    "PRESENCE",
     "Candidate",
     "Candidates",
     "CandidatesQuery",

@@ -1,4 +1,4 @@
-"""`Placement`: providers and their inventories, candidates, claims.
+"""`Placement`: candidates and claims, beside providers (`providers`).
 
 Nothing is remembered between calls: each reads what it decides on. Writes carry the generation
 that was read; when somebody else wrote meanwhile, they read again (see `transport`).
@@ -8,46 +8,30 @@ Threads: all methods may be called from any thread.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from typing import TYPE_CHECKING, Self, TypeVar
-from urllib.parse import quote
+from typing import TYPE_CHECKING, Self
 
 import msgspec
 
-from ecompute.cluster.errors import Conflict, InvalidInput, Refused
+from ecompute.cluster.errors import InvalidInput
 from ecompute.cluster.placement import claiming
-from ecompute.cluster.placement.claiming import ClaimRequest, Usages, provider_missing
+from ecompute.cluster.placement.claiming import ClaimRequest
 from ecompute.cluster.placement.documents import (
     Allocations,
     Candidates,
     ConsumerAllocations,
-    Inventories,
-    Inventory,
-    Provider,
     candidates_from,
-    checked_uuid,
     decode,
-    provider_allocations_from,
 )
+from ecompute.cluster.placement.providers import Providers, Traits
 from ecompute.cluster.placement.query import CandidatesQuery, candidates_query
-from ecompute.cluster.placement.transport import MICROVERSION, Answer, Send, Transport
+from ecompute.cluster.placement.transport import MICROVERSION, Transport
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from ecompute.cluster.config import PlacementSettings
-
-T = TypeVar("T")
-
-
-class _Providers(msgspec.Struct, frozen=True):
-    resource_providers: list[Provider]
-
-
-class _Traits(msgspec.Struct, frozen=True):
-    traits: frozenset[str]
-    resource_provider_generation: int = 0
 
 
 class _Version(msgspec.Struct, frozen=True):
@@ -59,7 +43,7 @@ class _Versions(msgspec.Struct, frozen=True):
     versions: list[_Version]
 
 
-class Placement:
+class Placement(Providers):
     """The placement service at one endpoint.
 
     Args:
@@ -105,159 +89,7 @@ class Placement:
             found = ", ".join(f"{v.min_version} to {v.max_version}" for v in versions)
             raise self._transport.too_old(f"it speaks {found or 'none that it names'}")
         # The root needs no token; this does, and is the smallest answer there is.
-        self._read("/traits", _Traits, "reading traits", [("name", "in:COMPUTE_STATUS_DISABLED")])
-
-    # --- providers -----------------------------------------------------------------------------
-
-    def provider(self, uuid: str) -> Provider | None:
-        """Return the provider of that uuid, or None."""
-        return self._transport.settle(lambda send: self._provider(send, uuid))
-
-    def provider_by_name(self, name: str) -> Provider | None:
-        """Return the provider of that name (names are unique), or None."""
-        found = self.providers(name=name)
-        return found[0] if found else None
-
-    def providers(self, **filters: str) -> list[Provider]:
-        """Return the providers that match all ``filters``: name, uuid, member_of, resources, in_tree, required."""
-        return self._read("/resource_providers", _Providers, "listing providers", filters.items()).resource_providers
-
-    def ensure_provider(self, uuid: str, name: str) -> Provider:
-        """Return the provider of that uuid, made if it was absent, renamed if it was called otherwise.
-
-        Raises:
-            Conflict: another provider has that name.
-        """
-
-        def step(send: Send) -> Provider:
-            found = self._provider(send, uuid)
-            if found is not None and found.name == name:
-                return found
-            if found is None:
-                answer = send("POST", "/resource_providers", (), {"uuid": uuid, "name": name})
-            else:
-                # Without its parent it would be made a root.
-                document = {"name": name, "parent_provider_uuid": found.parent_provider_uuid}
-                answer = send("PUT", f"/resource_providers/{checked_uuid(uuid)}", (), document)
-            if answer.status == 200:
-                return self._transport.read(answer, lambda body: decode(body, Provider))
-            if answer.status == 409 and found is None and (made := self._provider(send, uuid)) and made.name == name:
-                return made  # an earlier try of ours was written, unanswered
-            if answer.status == 409:
-                raise Conflict(
-                    f"placement already has a provider named {name}, and it is not {uuid}",
-                    hint="set `uuid` to that provider's, or another `name`, in compute.yaml",
-                )
-            raise self._transport.unexpected(answer, f"registering provider {name} ({uuid})")
-
-        return self._transport.settle(step)
-
-    def delete_provider(self, uuid: str) -> None:
-        """Remove the provider; nothing happens if there is none.
-
-        Raises:
-            Refused: it serves allocations, or has children.
-        """
-        answer = self._transport.ask("DELETE", f"/resource_providers/{checked_uuid(uuid)}")
-        if answer.status == 409:
-            raise Refused(f"provider {uuid} cannot be removed: {answer.detail}", hint="destroy its instances first")
-        if answer.status not in (204, 404):
-            raise self._transport.unexpected(answer, f"removing provider {uuid}")
-
-    def inventories(self, uuid: str) -> Inventories:
-        """Return what the provider has.
-
-        Raises:
-            NotFound: there is no such provider.
-        """
-        return self._transport.settle(lambda send: self._inventories(send, uuid))
-
-    def set_inventories(self, uuid: str, inventories: Mapping[str, Inventory]) -> bool:
-        """Make ``inventories`` all that the provider has; return whether anything was written.
-
-        Classes that begin with ``CUSTOM_`` are made when they are absent.
-
-        Raises:
-            NotFound: there is no such provider.
-            Refused: a class that is to go serves allocations.
-            InvalidInput: placement does not take them; says why.
-        """
-
-        def step(send: Send) -> bool:
-            found = self._inventories(send, uuid)
-            if found.is_same(inventories):
-                return False
-            for name in inventories.keys() - found.inventories.keys():
-                if name.startswith("CUSTOM_"):
-                    self._expect(
-                        send("PUT", f"/resource_classes/{quote(name, safe='')}"), f"making resource class {name}"
-                    )
-            document = {"resource_provider_generation": found.generation, "inventories": inventories}
-            answer = send("PUT", f"/resource_providers/{checked_uuid(uuid)}/inventories", (), document)
-            if answer.status == 409:
-                raise Refused(
-                    f"the inventory of provider {uuid} cannot be written: {answer.detail}",
-                    hint="a class that serves allocations stays until they are released",
-                )
-            self._expect(answer, f"writing the inventory of provider {uuid}")
-            return True
-
-        return self._transport.settle(step)
-
-    def known_traits(self) -> frozenset[str]:
-        """Return the names of all standard traits of this placement: others must begin with ``CUSTOM_``."""
-        known = self._read("/traits", _Traits, "listing traits").traits
-        return frozenset(name for name in known if not name.startswith("CUSTOM_"))
-
-    def traits(self, uuid: str) -> frozenset[str]:
-        """Return the traits of the provider.
-
-        Raises:
-            NotFound: there is no such provider.
-        """
-        return self._transport.settle(lambda send: self._traits(send, uuid)).traits
-
-    def set_traits(self, uuid: str, traits: AbstractSet[str]) -> bool:
-        """Make ``traits`` all that the provider has; return whether anything was written.
-
-        Traits that begin with ``CUSTOM_`` are made when they are absent.
-
-        Raises:
-            NotFound: there is no such provider.
-            InvalidInput: placement does not know one of them.
-        """
-
-        def step(send: Send) -> bool:
-            found = self._traits(send, uuid)
-            if found.traits == traits:
-                return False
-            for name in traits - found.traits:
-                if name.startswith("CUSTOM_"):
-                    self._expect(send("PUT", f"/traits/{quote(name, safe='')}"), f"making trait {name}")
-            document = {"resource_provider_generation": found.resource_provider_generation, "traits": sorted(traits)}
-            answer = send("PUT", f"/resource_providers/{checked_uuid(uuid)}/traits", (), document)
-            self._expect(answer, f"writing the traits of provider {uuid}")
-            return True
-
-        return self._transport.settle(step)
-
-    def usages(self, uuid: str) -> dict[str, int]:
-        """Return how much of each class of the provider is taken.
-
-        Raises:
-            NotFound: there is no such provider.
-        """
-        return self._of_provider(uuid, "usages", lambda body: decode(body, Usages)).usages
-
-    def provider_allocations(self, uuid: str) -> dict[str, dict[str, int]]:
-        """Return what each consumer holds of this provider: ``{consumer: {class: amount}}``.
-
-        Placement tells neither whose they are nor of what type: `allocations` does, one at a time.
-
-        Raises:
-            NotFound: there is no such provider.
-        """
-        return self._of_provider(uuid, "allocations", provider_allocations_from)
+        self._read("/traits", Traits, "reading traits", [("name", "in:COMPUTE_STATUS_DISABLED")])
 
     # --- claims --------------------------------------------------------------------------------
 
@@ -360,37 +192,6 @@ class Placement:
             PlacementUnavailable: it is not known whether it was released.
         """
         return claiming.release(self._transport, consumer)
-
-    # --- requests ------------------------------------------------------------------------------
-
-    def _expect(self, answer: Answer, tried: str) -> None:
-        if answer.status >= 300:
-            raise self._transport.unexpected(answer, tried)
-
-    def _read(self, path: str, kind: type[T], tried: str, parameters: Iterable[tuple[str, str]] = ()) -> T:
-        answer = self._transport.ask("GET", path, list(parameters))
-        self._expect(answer, tried)
-        return self._transport.read(answer, lambda body: decode(body, kind))
-
-    def _of_provider(self, uuid: str, what: str, reader: Callable[[bytes], T], send: Send | None = None) -> T:
-        answer = (send or self._transport.ask)("GET", f"/resource_providers/{checked_uuid(uuid)}/{what}")
-        if answer.status == 404:
-            raise provider_missing(uuid)
-        self._expect(answer, f"reading the {what} of provider {uuid}")
-        return self._transport.read(answer, reader)
-
-    def _provider(self, send: Send, uuid: str) -> Provider | None:
-        answer = send("GET", f"/resource_providers/{checked_uuid(uuid)}")
-        if answer.status == 404:
-            return None
-        self._expect(answer, f"reading provider {uuid}")
-        return self._transport.read(answer, lambda body: decode(body, Provider))
-
-    def _inventories(self, send: Send, uuid: str) -> Inventories:
-        return self._of_provider(uuid, "inventories", lambda body: decode(body, Inventories), send)
-
-    def _traits(self, send: Send, uuid: str) -> _Traits:
-        return self._of_provider(uuid, "traits", lambda body: decode(body, _Traits), send)
 
 
 def _number(version: str) -> tuple[int, ...]:

@@ -23,6 +23,10 @@ from ecompute.cluster.errors import InvalidInput, one_line
 MAX_INT = 2**31 - 1
 """The largest amount that placement can hold."""
 
+PRESENCE = "CUSTOM_HYPERVISOR"
+"""A class of which each host has one, and which nobody claims. One question for it is answered with
+capacity, use and traits of every host, full and closed ones included."""
+
 Allocations = Mapping[str, Mapping[str, int]]
 """``{provider uuid: {resource class: amount}}``"""
 
@@ -131,6 +135,11 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     parent_provider_uuid: str | None = None
     root_provider_uuid: str | None = None
 
+    @property
+    def is_host(self) -> bool:
+        """Whether it is a host of this cloud, and not what lies below one, or beside."""
+        return PRESENCE in self.resources
+
 
 class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     """One way to serve a query."""
@@ -187,6 +196,10 @@ class _CandidatesAnswer(msgspec.Struct):
     provider_summaries: dict[str, Summary]
 
 
+class _SummariesAnswer(msgspec.Struct):
+    provider_summaries: dict[str, Summary]
+
+
 class _AllocationsAnswer(msgspec.Struct):
     allocations: dict[str, _Resources]
     consumer_generation: int | None = None
@@ -209,6 +222,11 @@ def candidates_from(body: bytes) -> Candidates:
         ),
         summaries=answer.provider_summaries,
     )
+
+
+def summaries_from(body: bytes) -> dict[str, Summary]:
+    """Read the answer of ``GET /allocation_candidates`` for its providers alone."""
+    return decode(body, _SummariesAnswer).provider_summaries
 
 
 def consumer_allocations_from(body: bytes) -> ConsumerAllocations:

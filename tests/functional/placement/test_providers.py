@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import pytest
 
+from ecompute.cluster import closing, shards
+from ecompute.cluster.config import PlacementSettings
 from ecompute.cluster.errors import Conflict, InvalidInput, NotFound, Refused
 from ecompute.cluster.placement import Inventory, Placement
+from ecompute.dev.placement import start_placement
 
 MakeProvider = Callable[..., str]
 
@@ -115,3 +119,89 @@ def test_a_removed_provider_may_be_removed_again(client: Placement, make_provide
     for read in (client.inventories, client.traits, client.usages, client.provider_allocations):
         with pytest.raises(NotFound):
             read(host)
+
+
+def test_aggregates_are_written_only_when_they_differ(client: Placement, make_provider: MakeProvider) -> None:
+    host, rack, zone = make_provider(), str(uuid.uuid4()), str(uuid.uuid4())
+    assert client.aggregates(host) == frozenset()
+    assert client.set_aggregates(host, {rack, zone}) is True
+    assert client.aggregates(host) == {rack, zone}
+    before = client.provider(host)
+    assert client.set_aggregates(host, {zone, rack}) is False
+    assert client.provider(host) == before
+    assert [found.uuid for found in client.providers(member_of=rack)] == [host]
+    assert client.set_aggregates(host, set()) is True
+    assert client.aggregates(host) == frozenset()
+    with pytest.raises(InvalidInput):
+        client.set_aggregates(host, {"rack-7"})
+    with pytest.raises(NotFound):
+        client.aggregates(str(uuid.uuid4()))
+
+
+def test_a_change_is_made_of_what_somebody_else_wrote_meanwhile(client: Placement, make_provider: MakeProvider) -> None:
+    host = make_provider(VCPU=4)
+    seen: list[frozenset[str]] = []
+
+    def change(found: frozenset[str]) -> frozenset[str]:
+        seen.append(found)
+        if len(seen) == 1:
+            client.set_traits(host, {"CUSTOM_OTHERS"})
+        return found | {"CUSTOM_OURS"}
+
+    assert client.change_traits(host, change)
+    assert seen == [frozenset(), {"CUSTOM_OTHERS"}]
+    assert client.traits(host) == {"CUSTOM_OTHERS", "CUSTOM_OURS"}
+
+    def close(found: Mapping[str, Inventory]) -> dict[str, Inventory]:
+        if found["VCPU"].total == 4:
+            client.set_inventories(host, {"VCPU": Inventory(total=8)})
+        return {"VCPU": Inventory(total=8, reserved=found["VCPU"].total)}
+
+    assert client.change_inventories(host, close)
+    assert client.inventories(host).inventories["VCPU"].reserved == 8
+
+
+def test_all_hosts_are_read_at_once_full_and_closed_ones_too(client: Placement, make_provider: MakeProvider) -> None:
+    rack = str(uuid.uuid4())
+    empty, full, shut = (make_provider(VCPU=4, CUSTOM_HYPERVISOR=1) for _ in range(3))
+    other = make_provider(VCPU=4)
+    for host in (empty, full, other):
+        client.set_aggregates(host, {rack})
+    client.claim(str(uuid.uuid4()), {full: {"VCPU": 4}}, project_id="system", user_id="tester")
+    client.set_inventories(shut, closing.closed({"VCPU": Inventory(total=4), "CUSTOM_HYPERVISOR": Inventory(total=1)}))
+    client.set_traits(shut, {closing.DISABLED})
+    found = client.hosts()
+    assert {empty, full, shut} <= found.keys()
+    assert other not in found
+    assert (found[empty].resources["VCPU"].capacity, found[empty].resources["VCPU"].used) == (4, 0)
+    assert (found[full].resources["VCPU"].capacity, found[full].resources["VCPU"].used) == (4, 4)
+    assert found[shut].resources["VCPU"].capacity == 0
+    assert closing.DISABLED in found[shut].traits
+    assert client.hosts(member_of=rack).keys() == {empty, full}
+
+
+def test_what_lies_below_a_host_is_in_its_tree_and_is_no_host(client: Placement, make_provider: MakeProvider) -> None:
+    host, child = make_provider(VCPU=4, CUSTOM_HYPERVISOR=1), str(uuid.uuid4())
+    document = {"uuid": child, "name": f"child-{child}", "parent_provider_uuid": host}
+    assert client._transport.ask("POST", "/resource_providers", (), document).status == 200
+    try:
+        client.set_inventories(child, {"CUSTOM_GROUP": Inventory(total=1)})
+        assert child not in client.hosts()
+        assert client.trees()[child].parent_provider_uuid == host
+    finally:
+        client.delete_provider(child)
+
+
+def test_many_hosts_are_read_shard_by_shard(client: Placement, make_provider: MakeProvider) -> None:
+    hosts = {make_provider(VCPU=1, CUSTOM_HYPERVISOR=1) for _ in range(5)}
+    for host in hosts:
+        client.set_aggregates(host, shards.aggregates_of(host))
+    assert hosts <= client.hosts(count=3000).keys()
+
+
+def test_a_cloud_without_hosts_has_none(tmp_path: Path) -> None:
+    with (
+        start_placement(tmp_path) as process,
+        Placement(PlacementSettings(endpoint=process.endpoint)) as client,
+    ):
+        assert client.hosts() == {}

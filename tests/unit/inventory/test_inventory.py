@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ecompute.cluster.closing import CLASSES
 from ecompute.cluster.config import InventorySettings, RatioSettings, ReservedSettings
 from ecompute.cluster.placement import MAX_INT, Inventory
-from ecompute.inventory import CLASSES, Measured, inventory, measure, shortfalls
+from ecompute.inventory import Measured, inventory, measure, shortfalls
 
 MACHINE = Measured(vcpus=8, memory_mb=16000, disk_gb=100)
 AMOUNTS = st.integers(0, 10**6)

@@ -1,0 +1,51 @@
+"""A closed host gives nothing new, and what it has is as it was."""
+
+from __future__ import annotations
+
+import msgspec
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ecompute.cluster.closing import CLASSES, DISABLED, closed, closed_traits, is_closed
+from ecompute.cluster.placement import PRESENCE, Inventory
+
+
+@st.composite
+def _inventory(draw: st.DrawFn) -> Inventory:
+    total = draw(st.integers(1, 2**31 - 1))
+    return Inventory(total=total, reserved=draw(st.integers(0, total)), allocation_ratio=draw(st.floats(0.5, 16)))
+
+
+names = st.sampled_from([*sorted(CLASSES), PRESENCE, "CUSTOM_GPU"])
+inventories = st.dictionaries(names, _inventory())
+traits = st.frozensets(st.sampled_from(["CUSTOM_A", "HW_CPU_X86_AVX", DISABLED]))
+
+
+@given(inventories)
+def test_nothing_that_guests_need_is_left_to_give(found: dict[str, Inventory]) -> None:
+    for name in CLASSES & found.keys():
+        assert closed(found)[name].capacity == 0
+
+
+@given(inventories)
+def test_all_but_the_reserve_stays(found: dict[str, Inventory]) -> None:
+    after = closed(found)
+    assert after.keys() == found.keys()
+    for name, item in found.items():
+        if name in CLASSES:
+            item = msgspec.structs.replace(item, reserved=item.total)
+        assert after[name] == item
+
+
+@given(inventories, traits)
+def test_closing_is_idempotent_and_seen_to_be_done(found: dict[str, Inventory], has: frozenset[str]) -> None:
+    assert closed(closed(found)) == closed(found)
+    assert closed_traits(closed_traits(has)) == closed_traits(has) == has | {DISABLED}
+    assert is_closed(closed(found), closed_traits(has))
+
+
+@given(inventories, traits)
+def test_neither_the_trait_nor_the_reserve_alone_closes(found: dict[str, Inventory], has: frozenset[str]) -> None:
+    assert not is_closed(closed(found), has - {DISABLED})
+    if any(item.reserved < item.total for name, item in found.items() if name in CLASSES):
+        assert not is_closed(found, closed_traits(has))
