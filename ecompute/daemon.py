@@ -8,7 +8,7 @@ any point and started again, it ends in the same place. A start that fails close
 Threads: `run` is the main one of a process with one daemon; `stop` may be called from any, and from a
 signal's handler (who sets it up is the command). Each part owns the threads it starts; what they
 share is the store, the watcher and the placement client, which are safe to share. At rest no thread
-of a daemon wakes up: it is called when something has changed, or a timer is due.
+of a daemon wakes up, but the main one for signals: each is called when something has changed, or a timer is due.
 """
 
 from __future__ import annotations
@@ -59,6 +59,8 @@ STOP_TIMEOUT_S = 60.0
 FIRST_RETRY_S = 0.5
 LAST_RETRY_S = 15.0
 RETRY_S = 5.0
+SIGNAL_PERIOD_S = 1.0
+"""A signal that another thread took (a process that was stopped gives it to any) waits for the main one."""
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -123,7 +125,8 @@ class Daemon:
             CloudError: the host cannot be one as it is configured; the text says what to do.
         """
         if self.start():
-            self._stopping.wait()
+            while not self._stopping.wait(SIGNAL_PERIOD_S):
+                pass
             log.info("stopping: finishing the steps in hand; guests go on running")
             self.close()
             log.info("stopped")

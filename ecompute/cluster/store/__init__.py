@@ -6,7 +6,9 @@ proves, `history` how a restored backup is found.
 
 from ecompute.cluster.store.cache import Change
 from ecompute.cluster.store.client import ClusterStatus, Store
+from ecompute.cluster.store.follow import Follow
 from ecompute.cluster.store.lease import Lease
+from ecompute.cluster.store.shared import SharedStore
 from ecompute.cluster.store.transactions import (
     MAX_OPERATIONS,
     Compare,
@@ -22,10 +24,11 @@ from ecompute.cluster.store.transactions import (
     present,
     unchanged,
 )
-from ecompute.cluster.store.watch import Follow, Watcher
+from ecompute.cluster.store.watch import Watcher
 
 __all__ = [
     "Store",
+    "SharedStore",
     "ClusterStatus",
     "Versioned",
     "Listing",

@@ -101,10 +101,11 @@ class Store:
     ) -> None:
         self._members = Members(settings, timeout_s)
         self._history = History()
-        self._on_rollback = on_rollback
+        self._on_rollbacks = [] if on_rollback is None else [on_rollback]
         self._lock = threading.Lock()
         self._leases = LeaseKeeper(self._members)
         self._watchers: list[Watcher] = []
+        self._common: Watcher | None = None
 
     # --- reading -------------------------------------------------------------------------------
 
@@ -256,6 +257,14 @@ class Store:
             self._watchers.append(watcher)
         return watcher
 
+    def common_watcher(self) -> Watcher:
+        """Return the one watcher over which all parts of this store follow."""
+        with self._lock:
+            if self._common is None or self._common.is_closed:
+                self._common = Watcher(self, self._members, self._history, silence_limit_s=SILENCE_LIMIT_S)
+                self._watchers.append(self._common)
+            return self._common
+
     # --- the whole -----------------------------------------------------------------------------
 
     @property
@@ -317,9 +326,9 @@ class Store:
         if reason is None:
             return
         log.error("%s: a backup was put back, or it is not the etcd that was here before", reason)
-        if self._on_rollback is not None:
+        for on_rollback in list(self._on_rollbacks):
             try:
-                self._on_rollback(reason)
+                on_rollback(reason)
             except Exception:
                 log.exception("the callback for a rollback failed")
 

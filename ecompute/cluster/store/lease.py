@@ -1,6 +1,7 @@
 """Leases that keep themselves alive, and know when they no longer do.
 
-One thread keeps all leases of a store alive, each every third of its time. A lease is held only as
+One thread keeps all leases of a store alive, each every third of its time, those that are due
+together over one stream. A lease is held only as
 long as its owner can prove it by its own clock: the time counts from *before* the request that etcd
 last answered, less a margin, on a clock that also runs while the machine sleeps. So `is_held` turns
 false before etcd lets another have what the lease guards. Whoever acts for something that a lease
@@ -34,7 +35,10 @@ MIN_TTL_S = 2
 _MARGIN = 0.1
 """Of its time, by which our clock gives a lease up before etcd would; at most a second."""
 _ATTEMPT_S = 2.0
-"""Longest attempt at one lease, so that one hung call does not cost the others."""
+"""Longest attempt, so that one hung call does not cost the leases that are due next."""
+_TOGETHER_S = 0.5
+"""Who is due within so short a time of the first is kept along with it."""
+_AT_ONCE = 200
 
 
 def clock_s() -> float:
@@ -93,6 +97,11 @@ class Lease:
                 return
             self._state = _State.REVOKED
         self._keeper.revoke(self)
+
+    def abandon(self) -> None:
+        """Keep it alive no more, and tell nobody: it ends by itself. Idempotent."""
+        with self._lock:
+            self._state = _State.REVOKED
 
     def renewed(self, asked_at_s: float, ttl_s: int) -> None:
         """Etcd answered a request that was sent at ``asked_at_s`` with ``ttl_s`` to live."""
@@ -168,52 +177,60 @@ class LeaseKeeper:
                 self._leases = [lease for lease in self._leases if not lease.is_over]
                 if self._is_closed:
                     return
-                due = min(self._leases, key=lambda lease: lease.next_attempt_s, default=None)
                 now = clock_s()
                 expired = [lease for lease in self._leases if lease.held_until_s <= now]
-                if not expired and (due is None or due.next_attempt_s > now):
-                    self._changed.wait(None if due is None else max(0.01, due.next_attempt_s - now))
+                next_s = min((lease.next_attempt_s for lease in self._leases), default=None)
+                if not expired and (next_s is None or next_s > now):
+                    self._changed.wait(None if next_s is None else max(0.01, next_s - now))
                     continue
+                waiting = sorted(self._leases, key=lambda lease: lease.next_attempt_s)[:_AT_ONCE]
+                due = [lease for lease in waiting if lease.next_attempt_s <= now + _TOGETHER_S]
                 first_end_s = min(lease.held_until_s for lease in self._leases)
             for lease in expired:
                 lease.lost()
-            if not expired and due is not None:
+            if not expired and due:
                 # An attempt does not last beyond the end of the next lease to end: its owner is told in time.
                 self._keep(due, min(_ATTEMPT_S, self._members.timeout_s, max(0.1, first_end_s - now)))
 
-    def _keep(self, lease: Lease, timeout_s: float) -> None:
+    def _keep(self, due: list[Lease], timeout_s: float) -> None:
         asked_at_s = clock_s()
+        answers: dict[int, int] = {}
         try:
-            answer = self._members.call(
-                lambda member: _keep_alive_of(member.client.leasestub),
-                rpc.LeaseKeepAliveRequest(ID=lease.id),
+            self._members.call(
+                lambda member: _keep_alive_of(member.client.leasestub, answers),
+                [rpc.LeaseKeepAliveRequest(ID=lease.id) for lease in due],
                 may_repeat=True,
                 timeout_s=timeout_s,
             )
         except StoreUnavailable as error:
-            log.info("lease %x was not kept alive: %s", lease.id, error)
+            log.info("%d leases were not kept alive: %s", len(due) - len(answers), error)
             # Often enough to make it in time, seldom enough not to press a cluster that is down.
-            lease.next_attempt_s = clock_s() + max(0.2, min(2.0, lease.ttl_s / 20))
-            return
+            for lease in due:
+                lease.next_attempt_s = clock_s() + max(0.2, min(2.0, lease.ttl_s / 20))
         except Exception:
-            # Whatever it was, the other leases must be kept; this one ends when its time is up.
-            log.exception("lease %x cannot be kept alive", lease.id)
-            lease.next_attempt_s = clock_s() + lease.ttl_s / 3
-            return
-        if answer.TTL > 0:
-            lease.renewed(asked_at_s, answer.TTL)
-        else:
-            lease.lost()
+            # Whatever it was, the other leases must be kept; these end when their time is up.
+            log.exception("%d leases cannot be kept alive", len(due) - len(answers))
+            for lease in due:
+                lease.next_attempt_s = clock_s() + lease.ttl_s / 3
+        for lease in due:
+            ttl_s = answers.get(lease.id)
+            if ttl_s is not None and ttl_s > 0:
+                lease.renewed(asked_at_s, ttl_s)
+            elif ttl_s is not None:
+                lease.lost()
 
 
-def _keep_alive_of(stub: Any) -> Callable[..., Any]:
-    """Return etcd's keep-alive, which is a stream, as a call with one answer."""
+def _keep_alive_of(stub: Any, answers: dict[int, int]) -> Callable[..., None]:
+    """Return etcd's keep-alive, which is a stream, as a call; ``answers`` has what came, by lease, in any case."""
 
-    def keep_alive(request: Any, *, timeout: float, metadata: Any) -> Any:
-        stream = stub.LeaseKeepAlive(iter([request]), timeout=timeout, metadata=metadata)
+    def keep_alive(requests: list[Any], *, timeout: float, metadata: Any) -> None:
+        answers.clear()
+        stream = stub.LeaseKeepAlive(iter(requests), timeout=timeout, metadata=metadata)
         try:
             for answer in stream:
-                return answer
+                answers[answer.ID] = answer.TTL
+                if len(answers) == len(requests):
+                    return
         finally:
             stream.cancel()
         raise _NoAnswer

@@ -1,6 +1,7 @@
 """Watching prefixes of etcd, so that a cache follows and whoever waits is woken.
 
-A `Watcher` has one thread and one gRPC stream for all its prefixes. Each prefix is listed at a
+A `Watcher` has one thread and one gRPC stream for all its prefixes; those who follow the same one
+share its list, its watch and what is known (`ecompute.cluster.store.follow`). Each prefix is listed at a
 revision R and watched from there; what came at or before R is passed over. (Asking from R and not
 R+1 keeps newer members answering progress requests: they leave them unanswered for a stream with a
 watch that begins in the future.) Whenever the stream cannot be trusted (it ended, was cancelled,
@@ -28,18 +29,17 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
-from typing import Any, Generic, Protocol, TypeVar
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
 import grpc
 
-from ecompute.cluster.documents import Unreadable, decode
 from ecompute.cluster.errors import CloudError, StoreUnavailable
-from ecompute.cluster.store.cache import Cache, Change
+from ecompute.cluster.store.cache import Change
 from ecompute.cluster.store.etcd3_loader import rpc
+from ecompute.cluster.store.follow import Follow, Followed, Owner, Reader
 from ecompute.cluster.store.history import History, Mark
 from ecompute.cluster.store.members import Member, Members, is_token_refused
-from ecompute.cluster.store.transactions import Listing, Versioned, range_of
 
 log = logging.getLogger(__name__)
 
@@ -49,117 +49,13 @@ SILENCE_LIMIT_S = 10.0
 """A stream that has not answered for so long, though it was asked, is given up."""
 BACKOFF_CAP_S = 10.0
 _BACKOFF_START_S = 0.2
+_AT_ONCE = 64
+"""So many prefixes are begun between two looks at what has come."""
 
 _PROGRESS_REQUEST: Any = rpc.WatchRequest.FromString(b"\x1a\x00")
 """An empty ``progress_request`` (field 3): newer than our messages, so it travels as unknown field."""
 
 _random = random.SystemRandom()
-
-
-class Reader(Protocol):
-    """What the watcher needs of the store."""
-
-    def list(self, prefix: str, kind: type[T]) -> Listing[T]: ...
-
-    def status(self) -> object: ...
-
-
-class Follow(Generic[T]):
-    """One prefix that a `Watcher` follows; made by `Watcher.follow`."""
-
-    def __init__(self, watcher: Watcher, prefix: str, kind: type[T], listener: Callable[[Change[T]], None]) -> None:
-        self.prefix = prefix
-        self._watcher = watcher
-        self._kind = kind
-        self._listener = listener
-        self._lock = threading.Lock()
-        self._cache: Cache[T] = Cache()
-        self._ready = threading.Event()
-        self.is_live = False
-        """Whether the present stream watches it. Of the watcher's thread."""
-        self.is_stopped = False
-        self.list_at_s = 0.0
-        """When it may be listed (again), on the monotonic clock. Of the watcher's thread."""
-
-    def snapshot(self) -> dict[str, Versioned[T]]:
-        """Return the documents under the prefix as they are known now; empty before the first list."""
-        with self._lock:
-            return dict(self._cache.items)
-
-    @property
-    def unreadable(self) -> dict[str, str]:
-        """Keys under the prefix whose documents are not of the kind, and why."""
-        with self._lock:
-            return dict(self._cache.unreadable)
-
-    @property
-    def is_current(self) -> bool:
-        """Whether the snapshot follows etcd now, as far as can be known."""
-        return self.is_live and self._watcher.is_heard
-
-    def wait_ready(self, timeout_s: float) -> bool:
-        """Wait until the prefix was listed and is watched for the first time; return whether it is."""
-        return self._ready.wait(timeout_s)
-
-    def stop(self) -> None:
-        """Follow it no more. The listener may be called once more by a change under way. Idempotent."""
-        self.is_stopped = True
-        self._watcher.wake()
-
-    # --- of the watcher's thread ---------------------------------------------------------------
-
-    def create_request(self) -> Any:
-        start, end = range_of(self.prefix)
-        request = rpc.WatchCreateRequest(key=start, range_end=end, start_revision=self._cache.revision)
-        return rpc.WatchRequest(create_request=request)
-
-    def read(self, reader: Reader) -> None:
-        """List the prefix and tell the listener what is different."""
-        listing = reader.list(self.prefix, self._kind)
-        for key, reason in listing.unreadable:
-            log.warning("%s is set aside: %s", key, reason)
-        with self._lock:
-            changes = self._cache.relist(listing)
-        self._tell(changes)
-
-    def went_live(self) -> None:
-        self.is_live = True
-        self._ready.set()
-
-    def take_in(self, events: Any) -> int:
-        """Take in the events of one answer and tell the listener; return the newest revision."""
-        changes: list[Change[T]] = []
-        with self._lock:
-            known = newest = self._cache.revision
-            for event in events:
-                # All events of one revision come in one answer, so those of `known` are all known.
-                if event.kv.mod_revision > known:
-                    changes.append(self._take_in_one(event))
-                    newest = max(newest, event.kv.mod_revision)
-            self._cache.revision = newest
-        self._tell(changes)
-        return newest
-
-    def _take_in_one(self, event: Any) -> Change[T]:
-        kv = event.kv
-        key = str(kv.key.decode("utf-8", "backslashreplace"))
-        if event.type == event.DELETE:
-            return self._cache.delete(key)
-        try:
-            value = decode(kv.value, self._kind, key)
-        except Unreadable as error:
-            log.warning("%s is set aside: %s", key, error)
-            return self._cache.put_unreadable(key, str(error))
-        return self._cache.put(Versioned(key, value, kv.mod_revision, kv.create_revision, kv.lease))
-
-    def _tell(self, changes: list[Change[T]]) -> None:
-        for change in changes:
-            if self.is_stopped or self._watcher.is_closed:
-                return
-            try:
-                self._listener(change)
-            except Exception:
-                log.exception("the listener of %s failed on %s", self.prefix, change.key or "a new list")
 
 
 class _StreamEnded(Exception):
@@ -173,10 +69,12 @@ class _Stream:
         self.number = number
         self.member = member
         self.mark = mark
-        self.pending: deque[Follow[Any]] = deque()
+        self.pending: deque[Followed[Any]] = deque()
         """Asked to be watched, in the order in which etcd will confirm them."""
-        self.follows: dict[int, Follow[Any]] = {}
+        self.followed: dict[int, Followed[Any]] = {}
         """By the watch id, which holds within this stream only."""
+        self.ids: dict[int, int] = {}
+        """The other way round, by the identity of the prefix."""
         self._outbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         # The only call without a deadline: it lasts as long as it is answered.
         self._call = member.watch_stub.Watch(iter(self._outbox.get, None), metadata=metadata)
@@ -209,7 +107,11 @@ class Watcher:
         self._ask_after_s = silence_limit_s / 3
         self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._lock = threading.Lock()
-        self._follows: list[Follow[Any]] = []
+        self._followed: dict[tuple[str, type], Followed[Any]] = {}
+        self._touched: dict[int, Followed[Any]] = {}
+        """What the thread is to look at: somebody began or stopped to follow it, or it is watched no more."""
+        self._refused: list[Followed[Any]] = []
+        """What may be listed again later. Of the thread."""
         self._thread: threading.Thread | None = None
         self._closed = threading.Event()
         self._numbers = itertools.count(1)
@@ -232,23 +134,30 @@ class Watcher:
             kind: of the documents under it; `dict` where they are of several kinds.
             listener: told of each change, on the watcher's thread.
         """
-        follow = Follow(self, prefix, kind, listener)
+        return self.follow_for(self, prefix, kind, listener)
+
+    def follow_for(self, owner: Owner, prefix: str, kind: type[T], listener: Callable[[Change[T]], None]) -> Follow[T]:
+        """Do so for ``owner``, at whose end it ends."""
         with self._lock:
-            self._follows.append(follow)
+            followed = self._followed.setdefault((prefix, kind), Followed(prefix, kind))
+            follow = Follow(owner, followed, listener)
+            followed.add(follow)
+            self._touched[id(followed)] = followed
             if self._thread is None and not self.is_closed:
                 self._thread = threading.Thread(target=self._run, name="etcd-watcher", daemon=True)
                 self._thread.start()
-        self.wake()
+        self._inbox.put(None)
         return follow
 
-    def wake(self) -> None:
-        """Have the watcher's thread look at what is to be followed."""
+    def stopped(self, follow: Follow[Any]) -> None:
+        """Let go of what nobody follows any more."""
+        self._touch([follow.followed])
         self._inbox.put(None)
 
     def close(self, *, timeout_s: float = 2.0) -> None:
         """End the thread and the stream. Idempotent; a call under way is waited for ``timeout_s``."""
         self._closed.set()
-        self.wake()
+        self._inbox.put(None)
         with self._lock:
             thread = self._thread
         if thread is not None and thread is not threading.current_thread():
@@ -297,8 +206,8 @@ class Watcher:
                 self._take_in(stream, item[1])
         finally:
             stream.end()
-            for follow in self._present():
-                follow.is_live = False
+            for followed in self._present():
+                followed.is_live = False
 
     def _open(self) -> _Stream:
         # A read first: it finds a member that answers, and whether the history is still the same.
@@ -307,70 +216,94 @@ class Watcher:
         member = self._members.current
         stream = _Stream(next(self._numbers), member, member.metadata(self._members.timeout_s), mark, self._inbox)
         self._heard_at_s, self._asked_at_s = time.monotonic(), None
-        for follow in self._present():
-            follow.list_at_s = 0.0
+        self._refused = []
+        self._touch(self._present())
         return stream
 
-    def _present(self) -> list[Follow[Any]]:
+    def _present(self) -> list[Followed[Any]]:
         with self._lock:
-            return list(self._follows)
+            return list(self._followed.values())
 
     def _set_up(self, stream: _Stream) -> float:
         """List and watch what is not watched yet, leave what was stopped; return how long to wait."""
-        watched = {id(follow) for follow in (*stream.pending, *stream.follows.values())}
         now = time.monotonic()
-        wait_s = self._ask_after_s
-        for follow in self._present():
-            if follow.is_stopped:
-                with self._lock:
-                    self._follows.remove(follow)
-            elif id(follow) not in watched and follow.list_at_s <= now:
-                self._begin(stream, follow)
-            elif id(follow) not in watched:
-                wait_s = min(wait_s, follow.list_at_s - now)
-        for watch_id, follow in list(stream.follows.items()):
-            if follow.is_stopped:
-                del stream.follows[watch_id]
-                stream.send(rpc.WatchRequest(cancel_request=rpc.WatchCancelRequest(watch_id=watch_id)))
-        return wait_s
+        with self._lock:
+            self._touched |= {id(followed): followed for followed in self._refused if followed.list_at_s <= now}
+            self._refused = [followed for followed in self._refused if followed.list_at_s > now]
+            touched = [self._touched.pop(key) for key in list(itertools.islice(self._touched, _AT_ONCE))]
+            is_more = bool(self._touched)
+            for followed in touched:
+                if not followed.is_followed() and self._followed.get((followed.prefix, followed.kind)) is followed:
+                    del self._followed[followed.prefix, followed.kind]
+        for number, followed in enumerate(touched):
+            try:
+                self._look_at(stream, followed)
+            except BaseException:
+                self._touch(touched[number:])
+                raise
+        if is_more:
+            return 0.0  # events in between, while there is much to begin
+        return min([self._ask_after_s, *(max(0.0, followed.list_at_s - now) for followed in self._refused)])
 
-    def _begin(self, stream: _Stream, follow: Follow[Any]) -> None:
+    def _touch(self, touched: Iterable[Followed[Any]]) -> None:
+        with self._lock:
+            self._touched |= {id(followed): followed for followed in touched}
+
+    def _look_at(self, stream: _Stream, followed: Followed[Any]) -> None:
+        """See that a prefix is watched as long as somebody follows it, and that all who do know what is there."""
+        if not followed.is_followed():
+            watch_id = stream.ids.pop(id(followed), None)
+            if watch_id is not None:
+                del stream.followed[watch_id]
+                stream.send(rpc.WatchRequest(cancel_request=rpc.WatchCancelRequest(watch_id=watch_id)))
+        elif id(followed) in stream.ids or followed in stream.pending:
+            followed.welcome()
+        else:
+            self._begin(stream, followed)
+
+    def _begin(self, stream: _Stream, followed: Followed[Any]) -> None:
         try:
-            follow.read(self._reader)
+            followed.read(self._reader)
         except StoreUnavailable:
             raise
         except CloudError as error:
             # This prefix cannot be read (no permission); the others can.
-            log.error("%s cannot be followed: %s", follow.prefix, error)
-            follow.list_at_s = time.monotonic() + BACKOFF_CAP_S * _random.uniform(0.5, 1)
+            log.error("%s cannot be followed: %s", followed.prefix, error)
+            followed.list_at_s = time.monotonic() + BACKOFF_CAP_S * _random.uniform(0.5, 1)
+            self._refused.append(followed)
             return
-        stream.pending.append(follow)
-        stream.send(follow.create_request())
+        stream.pending.append(followed)
+        stream.send(followed.create_request())
         self._asked_at_s = self._asked_at_s or time.monotonic()
 
     def _take_in(self, stream: _Stream, answer: Any) -> None:
         if answer.created:
-            follow = stream.pending.popleft()
+            followed = stream.pending.popleft()
             if answer.canceled:
                 # The list was allowed a moment ago: it is the token that the stream was opened with.
                 stream.member.forget_token()
-                raise _StreamEnded(f"{follow.prefix} is not watched: {answer.cancel_reason or 'cancelled'}")
-            stream.follows[answer.watch_id] = follow
-            follow.went_live()
+                raise _StreamEnded(f"{followed.prefix} is not watched: {answer.cancel_reason or 'cancelled'}")
+            stream.followed[answer.watch_id] = followed
+            stream.ids[id(followed)] = answer.watch_id
+            if not followed.is_followed():
+                self._touch([followed])  # it was stopped meanwhile
+            followed.went_live()
         elif answer.canceled:
-            cancelled = stream.follows.pop(answer.watch_id, None)
+            cancelled = stream.followed.pop(answer.watch_id, None)
             if cancelled is None:
                 return  # it was stopped
             cancelled.is_live = False
+            stream.ids.pop(id(cancelled), None)
+            self._touch([cancelled])
             if not answer.compact_revision:
                 raise _StreamEnded(f"{cancelled.prefix} was cancelled: {answer.cancel_reason or 'no reason given'}")
             log.info("%s is listed again: etcd compacted up to %d", cancelled.prefix, answer.compact_revision)
-        elif (watched := stream.follows.get(answer.watch_id)) is not None:
+        elif (watched := stream.followed.get(answer.watch_id)) is not None:
             self._history.saw(stream.mark, watched.take_in(answer.events))
 
     def _check_silence(self, stream: _Stream) -> None:
         now = time.monotonic()
-        if not stream.pending and not stream.follows:
+        if not stream.pending and not stream.followed:
             self._heard_at_s, self._asked_at_s = now, None  # nothing is watched, and etcd may then say nothing
             return
         if self._asked_at_s is not None and now - self._heard_at_s >= self._silence_limit_s:
