@@ -20,6 +20,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ecompute.cluster import keys
+from ecompute.cluster.chosen import Chosen
 from ecompute.cluster.documents import Incarnation, Instance, Intent, timestamp
 from ecompute.cluster.errors import CompareFailed, Conflict, OnHold, StoreUnavailable
 from ecompute.cluster.failpoint import reach
@@ -52,8 +53,16 @@ def incarnation_of(store: Store) -> Versioned[Incarnation]:
 class Claim:
     """One consumer's way from intent to request. Not for use by several threads."""
 
-    def __init__(self, claims: Claims, intent: Versioned[Intent], incarnation: Versioned[Incarnation]) -> None:
+    def __init__(
+        self,
+        claims: Claims,
+        intent: Versioned[Intent],
+        incarnation: Versioned[Incarnation],
+        chosen: Chosen | None = None,
+    ) -> None:
         self.consumer = intent.value.consumer
+        self._chosen = chosen
+        self._has_claimed = False
         self._claims = claims
         self._intent = intent
         self._incarnation = incarnation
@@ -79,6 +88,7 @@ class Claim:
             PlacementUnavailable: it is not known whether it was written. Give it back, or leave it
                 to the audit.
         """
+        self._has_claimed = True
         self._claims.placement.claim(
             self.consumer,
             allocations,
@@ -98,11 +108,12 @@ class Claim:
             StoreUnavailable: where it may be written, ask `settle`, and then the same host again: no
                 other may be asked for this claim any more.
         """
+        also, besides = ([], []) if self._chosen is None else self._chosen.request()
         was_in_doubt, self.is_in_doubt = self.is_in_doubt, True
         try:
             revision = self._claims.store.commit(
-                [unchanged(self._intent), unchanged(self._incarnation), *compares],
-                [Delete(self._intent.key), *operations],
+                [unchanged(self._intent), unchanged(self._incarnation), *compares, *also],
+                [Delete(self._intent.key), *operations, *besides],
             )
         except CompareFailed:
             self.is_in_doubt = was_in_doubt
@@ -167,8 +178,9 @@ class Claim:
         if self.is_in_doubt:
             return False
         store = self._claims.store
+        besides = [] if self._chosen is None else self._chosen.give_up(has_claimed=self._has_claimed)
         try:
-            store.commit([unchanged(self._intent)], [Delete(self._intent.key)])
+            store.commit([unchanged(self._intent)], [Delete(self._intent.key), *besides])
         except CompareFailed:
             if store.get(keys.instance(self.consumer), Instance) is not None:
                 return False
@@ -187,14 +199,27 @@ class Claims:
         self._writer = writer
         self._now = now
 
-    def begin(self, consumer: str, *, namespace: str) -> Claim:
+    def begin(
+        self,
+        consumer: str,
+        *,
+        namespace: str,
+        incarnation: Versioned[Incarnation] | None = None,
+        chosen: Chosen | None = None,
+    ) -> Claim:
         """Write the intent to create ``consumer``.
+
+        Args:
+            incarnation: as it was read, not long ago; None: it is read now.
+            chosen: what is written besides where a client chose the uuid.
 
         Raises:
             OnHold: this etcd holds no cloud: no host has registered, or its data was lost.
             Conflict: the consumer has an instance, or is being claimed by somebody else.
+            CompareFailed: ``incarnation`` is not that of today, or what was chosen is taken; its keys
+                say which. Nothing was written.
         """
-        incarnation = incarnation_of(self.store)
+        incarnation = incarnation or incarnation_of(self.store)
         reach("claim.before_intent")
         key = keys.intent(consumer)
         intent = Intent(
@@ -204,11 +229,20 @@ class Claims:
             writer=self._writer,
             made_at=timestamp(self._now()),
         )
+        also, besides = ([], []) if chosen is None else chosen.begin()
         try:
             revision = self.store.commit(
-                [absent(key), absent(keys.instance(consumer)), unchanged(incarnation)], [Put(key, intent)]
+                [absent(key), absent(keys.instance(consumer)), unchanged(incarnation), *also],
+                [Put(key, intent), *besides],
             )
         except CompareFailed as error:
+            if not {key, keys.instance(consumer)} & set(error.keys):
+                raise
             raise Conflict(f"{consumer} is in use", hint="choose another uuid") from error
         reach("claim.intended")
-        return Claim(self, Versioned(key, intent, revision, revision, 0), incarnation)
+        return Claim(
+            self,
+            Versioned(key, intent, revision, revision, 0),
+            incarnation,
+            None if chosen is None else chosen.begun(revision),
+        )

@@ -15,7 +15,6 @@
      ├─ NoRoom                  placement has no allocation for it
      ├─ Refused                 understood, and not allowed
      │   ├─ ClaimRefused        placement refused a claim (see its `scope`)
-     │   ├─ NotPermitted        etcd does not let this user read or write these keys
      │   └─ NewerSchema
      ├─ OnHold                  the data in etcd is not the data that was there before
      ├─ Unavailable             a service does not answer; says which, where and since when
@@ -25,17 +24,11 @@
      │   └─ StorageUnavailable
      ├─ StepFailed              a step on the host went wrong
      │   ├─ HypervisorError
-     │   │   └─ ForeignDomain   (`ecompute.instances.actuate`)
      │   ├─ NetworkError
      │   ├─ StorageError
-     │   ├─ Lost                what was once built here is gone
-     │   └─ PortTaken           (`ecompute.dev.placement`)
+     │   └─ Lost                what was once built here is gone
      ├─ Cancelled               the work is not wanted any more
-     ├─ DeadlineExceeded
-     │   └─ HostSilent          (`eschedule.cloud.instances`)
-     ├─ Unreadable              a key holds another document than it should (`ecompute.cluster.documents`)
-     ├─ NotLeading              the term ended meanwhile (`ecompute.cluster.upkeep.duties`)
-     └─ OutputFailed            standard output cannot be written (`ecompute.cluster.terminal`)
+     └─ DeadlineExceeded
 
 The text of an error is one line that says what was tried, on what, what was found; `hint` says what
 to do about it. `code` is stable and public: programs compare it, people read the text. An error is
@@ -148,16 +141,6 @@ class ClaimRefused(Refused):
         super().__init__(message, hint=hint)
         self.scope = scope
         self.providers = providers
-
-
-class NotPermitted(Refused):
-    """Etcd does not let this user do it. ``keys`` are those (or the beginnings) that it may not touch."""
-
-    code = "store.not_permitted"
-
-    def __init__(self, message: str, *, keys: tuple[str, ...] = (), hint: str = "") -> None:
-        super().__init__(message, hint=hint)
-        self.keys = keys
 
 
 class NewerSchema(Refused):

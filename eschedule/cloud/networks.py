@@ -35,6 +35,11 @@ KIND = "network"
 VXLAN_OVERHEAD = 50
 """Bytes of outer Ethernet, IPv4, UDP and VXLAN headers (RFC 7348, section 5)."""
 
+NARROW = 256
+"""Addresses of a range in which it is looked before one is drawn."""
+COLLISIONS = 2
+"""After so many draws that were taken, it is looked in any range."""
+
 VNI_FIRST = 4096
 VNI_LAST = 2**24 - 1
 
@@ -49,10 +54,15 @@ class PortRequest:
 
 
 class Networks:
-    """Reads and makes networks. Safe from several threads."""
+    """Reads and makes networks. Safe from several threads.
+
+    A namespace's default network is kept once it was read: every request compares it, and `forget`
+    has it read again.
+    """
 
     def __init__(self, store: Store, *, rng: random.Random | None = None, now: Callable[[], float] = time.time) -> None:
         self._store = store
+        self._defaults: dict[str, Versioned[Network]] = {}
         self._rng = rng or random.Random()  # noqa: S311 - spreads choices, guards nothing
         self._now = now
 
@@ -67,13 +77,25 @@ class Networks:
             guard: compared when it is made: the incarnation of the data.
         """
         for _ in range(8):
-            found = self._named(namespace, DEFAULT_NAME)
+            found = self.find_default(namespace)
             if found is not None:
                 return found
             made = self._make(namespace, DEFAULT_NAME, cidr, underlay_mtu - VXLAN_OVERHEAD, guard)
             if made is not None:
+                self._defaults[namespace] = made
                 return made
         raise Conflict(f"the default network of {namespace} could not be made", hint="try again")
+
+    def find_default(self, namespace: str) -> Versioned[Network] | None:
+        """Return the default network of ``namespace``, if it has been used."""
+        found = self._defaults.get(namespace) or self._named(namespace, DEFAULT_NAME)
+        if found is not None:
+            self._defaults[namespace] = found
+        return found
+
+    def forget(self, namespace: str) -> None:
+        """Read the default network of ``namespace`` again when it is next asked for."""
+        self._defaults.pop(namespace, None)
 
     def port(
         self,
@@ -83,29 +105,28 @@ class Networks:
         interface_uuid: str,
         node: Versioned[Node],
         epoch: int,
+        collisions: int = 0,
     ) -> PortRequest:
-        """Return a port of ``instance_uuid`` on ``network``, with a free address, on ``node``.
+        """Return a port of ``instance_uuid`` on ``network``, with an address, on ``node``.
 
-        The transaction fails if the network, the address or the host's membership has changed
-        meanwhile: ask again then.
+        The transaction fails if the network has changed meanwhile, or the address is taken: ask
+        again then. In a wide range an address is drawn without looking, and compared; those that
+        are taken are read where the range is narrow, or when the draw was taken too often.
+
+        Args:
+            collisions: how often an address drawn for this port was taken.
 
         Raises:
             Conflict: the network has no free address.
         """
         net = network.value
-        prefix = keys.addresses(net.uuid)
-        taken, _ = self._store.keys(prefix)
-        ip = choose_address(
-            ipaddress.IPv4Network(net.cidr),
-            {key[len(prefix) :] for key in taken},
-            self._rng.getrandbits(32),
-            gateway=net.gateway,
-        )
-        address = f"{ip}/{ipaddress.IPv4Network(net.cidr).prefixlen}"
+        cidr = ipaddress.IPv4Network(net.cidr)
+        is_narrow = cidr.num_addresses <= NARROW or collisions >= COLLISIONS
+        taken = self._taken(net.uuid) if is_narrow else set()
+        ip = choose_address(cidr, taken, self._rng.getrandbits(32), gateway=net.gateway)
+        address = f"{ip}/{cidr.prefixlen}"
         mac = mac_address(interface_uuid)
         provider = node.value.provider
-        member_key = keys.network_host(net.uuid, provider)
-        member = self._store.get(member_key, NetworkHost)
         interface = Interface(
             uuid=interface_uuid, network_uuid=net.uuid, vni=net.vni, mac=mac, addresses=(address,), mtu=net.mtu
         )
@@ -114,9 +135,6 @@ class Networks:
             compares=(
                 unchanged(network),
                 absent(keys.address(net.uuid, str(ip))),
-                # Rewritten by every port and compared by whoever removes it: a member that loses
-                # its last port and gains one at the same time is decided by etcd.
-                absent(member_key) if member is None else unchanged(member),
             ),
             operations=(
                 Put(
@@ -134,9 +152,19 @@ class Networks:
                     keys.address(net.uuid, str(ip)),
                     AddressLock(interface_uuid=interface_uuid, instance_uuid=instance_uuid),
                 ),
-                Put(member_key, NetworkHost(provider=provider, underlay=node.value.underlay)),
+                # Compared by nobody but who removes it, and rewritten by every port: a member that
+                # loses its last port and gains one at the same time is decided by etcd. What it says
+                # is the node's, which the transaction compares.
+                Put(
+                    keys.network_host(net.uuid, provider),
+                    NetworkHost(provider=provider, underlay=node.value.underlay),
+                ),
             ),
         )
+
+    def _taken(self, network_uuid: str) -> set[str]:
+        prefix = keys.addresses(network_uuid)
+        return {key[len(prefix) :] for key in self._store.keys(prefix)[0]}
 
     def _named(self, namespace: str, name: str) -> Versioned[Network] | None:
         found, _ = self._store.keys(keys.named(namespace, KIND, name), limit=1)

@@ -3,52 +3,60 @@
 Capacity is decided by placement in the claim; everything else by etcd in the request. What the
 request compares: the intent and the incarnation (`ecompute.cluster.claims`), the host's
 ``/admin`` key as it was read (a host being drained takes nothing, whatever an answer says), the
-network, the address and the membership. A comparison that fails is read again; a host that says no
-is passed over. See `ecompute.cluster.claims` for what a death at any point leaves.
+network and the address. A comparison that fails is read again; a host that says no is passed over.
+See `ecompute.cluster.claims` for what a death at any point leaves.
+
+A launcher lives long: placement's answers (`cache`), what etcd says of hosts (`facts`) and the network
+are kept for a few seconds, so that a launch costs the intent's transaction, the claim and the request's
+transaction, and little else. What is kept may be old: the claim and the request's comparisons decide.
+
+A claim ends in one of four ways: *taken*; *stop* (a quota refused); *next* (the host refused, and is
+left out of the answer); *again* (overtaken, no answer, the host's facts have changed): with a pause at
+random, a bounded number of times.
 """
 
 from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from uuid import uuid4
 
 from ecompute.cluster import keys
-from ecompute.cluster.claims import Claim, incarnation_of
-from ecompute.cluster.documents import (
-    Assignment,
-    Instance,
-    Interface,
-    Name,
-    Node,
-    Resources,
-    Role,
-    Secrets,
-    Spec,
-    State,
-    timestamp,
-)
+from ecompute.cluster.chosen import Chosen
+from ecompute.cluster.claims import Claim
+from ecompute.cluster.documents import Alive, Instance, Node
 from ecompute.cluster.errors import (
     ClaimRefused,
+    CloudError,
     CompareFailed,
     Conflict,
-    NoRoom,
     StoreUnavailable,
     Unavailable,
 )
 from ecompute.cluster.events import INSTANCE
-from ecompute.cluster.placement import Candidate, Candidates
-from ecompute.cluster.store import Compare, Op, Put, absent, unchanged
+from ecompute.cluster.expiring import moment
+from ecompute.cluster.placement import candidates_query
+from ecompute.cluster.store import Versioned
 from eschedule.cloud.connection import Cloud
 from eschedule.cloud.networks import Networks
-from eschedule.scheduler.candidates import Target, by_host, ranked, targets
-from eschedule.scheduler.rank import Ranked
+from eschedule.scheduler.beside import Beside, Rows
+from eschedule.scheduler.cache import Offer, OfferCache
+from eschedule.scheduler.candidates import ranked
+from eschedule.scheduler.facts import Facts, Target
+from eschedule.scheduler.offers import Offers
+from eschedule.scheduler.once import Found, Once
+from eschedule.scheduler.order import claim_of, order_of
+from eschedule.scheduler.question import for_launch
+from eschedule.scheduler.rank import Ranked, Reason, Wishes
 from eschedule.scheduler.request import LaunchRequest, check
+from eschedule.scheduler.whynot import Stage, WhyNot
 
-CANDIDATES_LIMIT = 100
 REQUEST_TRIES = 20
+BESIDE_TRIES = 5
+"""How often one host is claimed anew because a quota or group changed in between."""
+INTENT_TRIES = 8
 _MAX_PAUSE_S = 0.25
 
 
@@ -63,6 +71,39 @@ class Launched:
     is_host_alive: bool
     """Whether its daemon answers; one that does not takes the request up when it is back."""
     addresses: tuple[str, ...]
+    reasons: tuple[Reason, ...] = ()
+    """Why this host."""
+    is_repeated: bool = False
+    """It had been launched before, with the same uuid or key."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A host that could take it, as it would be tried now."""
+
+    host: str
+    ranked: Ranked
+
+
+class _BesideChanged(Exception):
+    """A quota or group is not as it was when its rows were claimed."""
+
+
+class _Begun(Exception):
+    """Somebody else has begun a launch with the same uuid or key."""
+
+
+@dataclass
+class _Launch:
+    """One launch on its way."""
+
+    request: LaunchRequest
+    uuid: str
+    chosen: Chosen | None
+    expires_at_s: int | None
+    beside: Beside
+    claim: Claim | None = None
+    found: Stage = Stage.NO_CANDIDATES
 
 
 class Launcher:
@@ -71,6 +112,7 @@ class Launcher:
     Args:
         on_refused: told of every claim that was lost, with its reason.
         on_step: told of every step, for a progress line.
+        now: seconds since 1970.
     """
 
     def __init__(
@@ -86,6 +128,10 @@ class Launcher:
         self._store = cloud.store
         self._rng = rng or random.Random()  # noqa: S311 - spreads choices, guards nothing
         self._networks = Networks(cloud.store, rng=self._rng, now=now)
+        self._facts = Facts(cloud.store)
+        self._offers = Offers(cloud.store, cloud.placement, self._facts, OfferCache(), rng=self._rng)
+        self._why_not = WhyNot(cloud.store, cloud.placement, self._facts)
+        self._once = Once(cloud.store, rng=self._rng, now=now)
         self._on_refused = on_refused
         self._on_step = on_step
         self._now = now
@@ -95,193 +141,258 @@ class Launcher:
 
         Raises:
             InvalidInput: the request cannot be meant. Nothing was claimed.
+            NotFound: the one host that it may be on is not there.
             NoRoom: no host takes it. Nothing stays claimed.
+            ClaimRefused: a quota is used up. Nothing stays claimed.
             OnHold: etcd holds no cloud, or has lost it.
             Conflict: see its text. Nothing stays claimed.
             Unavailable: what was claimed is found by the audit after its grace period, unless the
                 instance is there by then.
         """
         request = check(request)
-        uuid = str(uuid4())
-        self._on_step("asking placement for candidates")
-        answer = self._cloud.placement.candidates(request.query, limit=CANDIDATES_LIMIT)
-        if not answer.items:
-            raise self._no_room(f"no host can serve {request.query}", "ask for less, or see `eschedule hosts`")
-        hosts = by_host(answer)
-        known = targets(self._store, set(hosts.values()))
-        choices = ranked(answer, hosts, known, self._rng.getrandbits(64))
-        if not choices:
-            raise self._no_room("no host with room takes anything new now", "see `eschedule hosts`")
-        claim = self._cloud.claims.begin(uuid, namespace=request.namespace)
-        try:
-            return self._try_each(request, claim, answer, choices, known)
-        except Unavailable as error:
-            # It is not known what was written, and giving up would wait for the same service: what
-            # is an instance by now goes on, and the audit finds the rest.
-            error.hint = f"{error.hint}; then see `eschedule doctor {uuid}` for what became of it"
-            raise
-        except BaseException:
+        expires_at_s = None if request.expires is None else moment(request.expires, self._now())
+        for _ in range(INTENT_TRIES):
+            chosen = self._once.look(request, self._on_step)
+            if isinstance(chosen, Found):
+                return self._found_again(chosen.instance.value)
+            uuid = str(uuid4()) if chosen is None else chosen.used.uuid
+            launch = _Launch(request, uuid, chosen, expires_at_s, self._beside(request))
             try:
-                claim.give_up()
-            except Unavailable:
-                self._on_step(f"left {uuid} to the audit")
-            raise
+                return self._launch(launch)
+            except _Begun:
+                continue
+            except Unavailable as error:
+                # It is not known what was written, and giving up would wait for the same service:
+                # what is an instance by now goes on, and the audit finds the rest.
+                if launch.claim is not None:
+                    error.hint = f"{error.hint}; then see `eschedule doctor {uuid}` for what became of it"
+                raise
+            except BaseException:
+                try:
+                    if launch.claim is not None:
+                        launch.claim.give_up()
+                except Unavailable:
+                    self._on_step(f"left {uuid} to the audit")
+                raise
+        raise Conflict("others launch the same and give it up, over and over", hint="repeat it later")
 
-    def _no_room(self, text: str, hint: str) -> NoRoom:
-        """Return what to raise. Hosts on hold offer nothing, and then that is the reason, and not the lack of room.
+    def choices(self, request: LaunchRequest) -> list[Choice]:
+        """Return the hosts that could take it now, the one that would be tried first before the others.
+
+        Claims nothing and writes nothing. Another launch is drawn anew: the first need not be the same.
 
         Raises:
-            OnHold: etcd holds no cloud, or has lost it.
+            InvalidInput, NotFound, NoRoom: as for `launch`.
         """
-        incarnation_of(self._store)
-        nodes = [item.value for item in self._store.list(keys.NODES, Node).items]
-        held = sorted((node for node in nodes if node.hold is not None), key=lambda node: node.name)
-        if not held:
-            return NoRoom(text, hint=hint)
-        return NoRoom(
-            f"{text}: {len(held)} of {len(nodes)} hosts are on hold ({held[0].name}: {held[0].hold})",
-            hint="see `eschedule hosts`; an operator ends a hold with `ecompute adopt`",
+        request = check(request)
+        if request.expires is not None:
+            moment(request.expires, self._now())
+        launch = _Launch(request, str(uuid4()), None, None, self._beside(request))
+        for offer in self._offer(launch):
+            known = self._facts.targets(set(offer.hosts.values()))
+            found = self._ranked(launch, offer, known)
+            if found:
+                return [Choice(known[one.provider].name, one) for one in found]
+        raise self._no_room(launch)
+
+    # --- candidates ----------------------------------------------------------------------------
+
+    def _offer(self, launch: _Launch) -> Iterator[Offer]:
+        self._on_step("asking placement for candidates")
+        request = launch.request
+        return self._offers.of(for_launch(candidates_query(request.query)), request.host)
+
+    def _beside(self, request: LaunchRequest) -> Beside:
+        totals = candidates_query(request.query).totals
+        return Beside.read(self._cloud, namespace=request.namespace, group_ref=request.group, totals=totals)
+
+    def _ranked(self, launch: _Launch, offer: Offer, known: dict[str, Target]) -> list[Ranked]:
+        request, beside = launch.request, launch.beside
+        if offer.hosts:
+            launch.found = max(launch.found, Stage.CANDIDATES)
+        network = self._networks.find_default(request.namespace)
+        group = {provider: beside.weight(provider, target.zone) for provider, target in known.items()}
+        load = {provider: busy for provider in known if (busy := self._facts.load(provider)) is not None}
+        wishes = Wishes(
+            is_packed=request.is_packed,
+            image_holders=self._facts.holders(request.image, known),
+            on_network=frozenset() if network is None else self._facts.on_network(network.value.uuid, known),
+            affinities=request.affinities,
+            tagged={tag: self._facts.tagged(request.namespace, tag) for tag, _ in request.affinities},
+            group=group,
+            load=load,
         )
+        seed = self._rng.getrandbits(64)
+        return ranked(offer, known, seed, wishes=wishes, excluded=beside.excluded, only=beside.only)
 
-    def _try_each(
-        self,
-        request: LaunchRequest,
-        claim: Claim,
-        answer: Candidates,
-        choices: list[Ranked],
-        known: Mapping[str, Target],
-    ) -> Launched:
-        closed: set[str] = set()
-        for choice in choices:
-            if choice.provider in closed:
-                continue
-            candidate, target = answer.items[choice.index], known[choice.provider]
-            self._on_step(f"claiming room on {target.name}")
+    # --- claim ---------------------------------------------------------------------------------
+
+    def _launch(self, launch: _Launch) -> Launched:
+        for offer in self._offer(launch):
+            known = self._facts.targets(set(offer.hosts.values()))
+            closed: set[str] = set()
+            for choice in self._ranked(launch, offer, known):
+                if choice.provider in closed:
+                    continue
+                launched = self._try(launch, offer, choice, known[choice.provider], closed)
+                if launched is not None:
+                    return launched
+        raise self._no_room(launch)
+
+    def _no_room(self, launch: _Launch) -> CloudError:
+        host = None if launch.request.host is None else self._offers.host(launch.request.host)
+        return self._why_not.no_room(launch.request.query, launch.found, host)
+
+    def _try(self, launch: _Launch, offer: Offer, choice: Ranked, target: Target, closed: set[str]) -> Launched | None:
+        """Try one candidate; ``None``: not this one."""
+        if not offer.reserve(choice.index):
+            return None
+        launched = None
+        try:
+            for _ in range(BESIDE_TRIES):
+                try:
+                    launched = self._claim(launch, offer, choice, target, closed)
+                    return launched
+                except _BesideChanged:
+                    launch.beside = self._beside(launch.request)
+                    time.sleep(self._rng.uniform(0, _MAX_PAUSE_S))
+            raise Conflict("its quota or its group keeps changing", hint="try again")
+        finally:
+            if launched is None:
+                offer.give_back(choice.index)
+
+    def _claim(
+        self, launch: _Launch, offer: Offer, choice: Ranked, target: Target, closed: set[str]
+    ) -> Launched | None:
+        candidate, provider = offer.answer.items[choice.index], choice.provider
+        claim = launch.claim = launch.claim or self._begin(launch)
+        rows = launch.beside.prepare(provider, target.zone)
+        self._on_step(f"claiming room on {target.name}")
+        launch.found = Stage.CLAIMED
+        try:
+            claim.take(claim_of(candidate, rows), candidate.mappings, stop=rows.stop)
+        except ClaimRefused as refusal:
+            if refusal.scope != "host":
+                raise
+            offer.drop(provider)
+            self._on_refused(f"{provider} {refusal}")
+            return None
+        launched = self._request(launch, claim, offer, choice, rows, target)
+        if launched is not None:
+            return launched
+        if claim.is_in_doubt:
+            raise Conflict(
+                f"{target.name} takes nothing new, and whether it was asked before is not known",
+                hint=f"see `eschedule doctor {claim.consumer}`, and launch another where it shows nothing",
+            )
+        self._on_refused(f"{provider} takes nothing new")
+        closed.add(provider)
+        claim.release()
+        return None
+
+    def _begin(self, launch: _Launch) -> Claim:
+        """Write the intent."""
+        for _ in range(INTENT_TRIES):
             try:
-                claim.take(candidate.allocations, candidate.mappings)
-            except ClaimRefused as refusal:
-                if refusal.scope != "host":
-                    raise
-                self._on_refused(f"{choice.provider} {refusal}")
-                continue
-            launched = self._request(request, claim, candidate, target)
-            if launched is not None:
-                return launched
-            if claim.is_in_doubt:
-                raise Conflict(
-                    f"{target.name} takes nothing new, and whether it was asked before is not known",
-                    hint=f"see `eschedule doctor {claim.consumer}`, and launch another where it shows nothing",
+                return self._cloud.claims.begin(
+                    launch.uuid,
+                    namespace=launch.request.namespace,
+                    incarnation=self._facts.incarnation(),
+                    chosen=launch.chosen,
                 )
-            self._on_refused(f"{choice.provider} takes nothing new")
-            closed.add(choice.provider)
-            claim.release()
-        raise NoRoom("every claim was lost to somebody else", hint="try again, or see `eschedule hosts`")
+            except CompareFailed as error:
+                if keys.INCARNATION not in error.keys:
+                    raise _Begun from error
+                self._facts.forget("incarnation")
+        raise Conflict("the cloud's data is being put back", hint="try again when it is done")
 
-    def _request(self, request: LaunchRequest, claim: Claim, candidate: Candidate, known: Target) -> Launched | None:
+    # --- request -------------------------------------------------------------------------------
+
+    def _request(
+        self, launch: _Launch, claim: Claim, offer: Offer, choice: Ranked, rows: Rows, known: Target
+    ) -> Launched | None:
         """Write the request; ``None`` if the host does not take it after all."""
-        provider = known.node.value.provider
+        provider = known.provider
         target: Target | None = known
+        collisions = 0
         for attempt in range(REQUEST_TRIES):
             if attempt:
                 time.sleep(self._rng.uniform(0, min(_MAX_PAUSE_S, 0.01 * 2**attempt)))
-                target = targets(self._store, [provider]).get(provider)
+                target = self._facts.targets([provider]).get(provider)
             if target is None:
                 return None
             self._on_step(f"telling {target.name}")
             try:
-                return self._write(request, claim, candidate, target)
-            except CompareFailed:
+                return self._write(launch, claim, offer, choice, rows, target, collisions)
+            except CompareFailed as error:
+                self._facts.forget(provider, "incarnation")
+                self._networks.forget(launch.request.namespace)
                 if claim.is_void():
                     raise Conflict(
                         "this launch took too long and was given up for dead", hint="launch it again"
                     ) from None
+                collisions += any(key.startswith(keys.NETWORKS) for key in error.keys)
+                if {compare.name for compare in rows.compares} & set(error.keys):
+                    claim.release()
+                    raise _BesideChanged from error
             except StoreUnavailable as error:
                 if not error.may_be_written:
                     raise
                 self._on_step("asking etcd what became of it")
                 if claim.settle():
-                    return self._found(claim.consumer, target)
+                    return self._found(claim.consumer, target, choice.reasons)
         raise Conflict(f"the request to {provider} lost against others {REQUEST_TRIES} times", hint="try again")
 
-    def _write(self, request: LaunchRequest, claim: Claim, candidate: Candidate, target: Target) -> Launched:
-        node = target.node.value
-        uuid = claim.consumer
+    def _write(
+        self, launch: _Launch, claim: Claim, offer: Offer, choice: Ranked, rows: Rows, target: Target, collisions: int
+    ) -> Launched:
+        request, uuid = launch.request, claim.consumer
         network = self._networks.default(
             request.namespace,
             self._cloud.settings.default_network,
-            node.underlay_mtu,
+            target.node.value.underlay_mtu,
             guard=claim.same_incarnation(),
         )
-        port = self._networks.port(network, instance_uuid=uuid, interface_uuid=str(uuid4()), node=target.node, epoch=1)
-        instance = _instance(request, uuid, node.provider, candidate, port.interface, timestamp(self._now()))
-        compares: list[Compare] = [
-            unchanged(target.node),
-            absent(keys.admin(node.provider)) if target.admin is None else unchanged(target.admin),
-            absent(keys.instance(uuid)),
-            *port.compares,
-        ]
-        operations: list[Op] = [
-            Put(keys.instance(uuid), instance),
-            Put(keys.assignment(node.provider, uuid), _assignment(instance)),
-            Put(keys.name(instance.namespace, INSTANCE, instance.name, uuid), Name(uuid=uuid, name=instance.name)),
-            *port.operations,
-            self._cloud.events.record(INSTANCE, uuid, "requested", f"claimed on {node.name}, and asked of it"),
-        ]
-        if request.user_data is not None:
-            operations.append(Put(keys.secrets(node.provider, uuid), Secrets(user_data=request.user_data)))
-        claim.request(compares, operations)
-        return _launched(instance, target)
+        port = self._networks.port(
+            network,
+            instance_uuid=uuid,
+            interface_uuid=str(uuid4()),
+            node=target.node,
+            epoch=1,
+            collisions=collisions,
+        )
+        order = order_of(
+            request,
+            uuid,
+            target,
+            offer.answer.items[choice.index],
+            rows,
+            port,
+            now_s=self._now(),
+            expires_at_s=launch.expires_at_s,
+            group=launch.beside.group_uuid,
+            digest=None if launch.chosen is None else launch.chosen.used.digest,
+        )
+        why = "; ".join(str(reason) for reason in choice.reasons)
+        event = ("requested", f"claimed on {target.name}, and asked of it: {why}")
+        claim.request(list(order.compares), [*order.operations, *self._cloud.events.begin(INSTANCE, uuid, [event])])
+        return _launched(order.instance, target.name, is_alive=target.is_alive, reasons=choice.reasons)
 
-    def _found(self, uuid: str, target: Target) -> Launched:
+    def _found(self, uuid: str, target: Target, reasons: tuple[Reason, ...]) -> Launched:
         found = self._store.get(keys.instance(uuid), Instance)
         if found is None:
             raise Conflict(f"{uuid} was launched, and destroyed by somebody at once")
-        return _launched(found.value, target)
+        return _launched(found.value, target.name, is_alive=target.is_alive, reasons=reasons)
+
+    def _found_again(self, instance: Instance) -> Launched:
+        node: Versioned[Node] | None = self._store.get(keys.node(instance.provider), Node)
+        name = instance.provider if node is None else node.value.name
+        is_alive = self._store.get(keys.alive(instance.provider), Alive) is not None
+        return _launched(instance, name, is_alive=is_alive, is_repeated=True)
 
 
-def _instance(
-    request: LaunchRequest, uuid: str, provider: str, candidate: Candidate, interface: Interface, created_at: str
-) -> Instance:
-    return Instance(
-        uuid=uuid,
-        namespace=request.namespace,
-        name=request.name or f"vm-{uuid[:8]}",
-        state=State.INITIAL,
-        provider=provider,
-        query=request.query,
-        spec=Spec(
-            resources=_resources(candidate.allocations),
-            image=request.image,
-            ssh_keys=request.ssh_keys,
-            has_user_data=request.user_data is not None,
-            interfaces=(interface,),
-        ),
-        created_at=created_at,
-    )
-
-
-def _assignment(instance: Instance) -> Assignment:
-    return Assignment(
-        uuid=instance.uuid,
-        namespace=instance.namespace,
-        name=instance.name,
-        role=Role.RUN,
-        generation=instance.generation,
-        epoch=instance.epoch,
-        spec=instance.spec,
-    )
-
-
-def _launched(instance: Instance, target: Target) -> Launched:
+def _launched(
+    instance: Instance, host: str, *, is_alive: bool, reasons: tuple[Reason, ...] = (), is_repeated: bool = False
+) -> Launched:
     addresses = tuple(address for interface in instance.spec.interfaces for address in interface.addresses)
-    return Launched(instance.uuid, instance.name, instance.provider, target.name, target.is_alive, addresses)
-
-
-def _resources(allocations: Mapping[str, Mapping[str, int]]) -> Resources:
-    """Return what the guest is to have: all that was claimed for it, wherever it is served."""
-    total: dict[str, int] = {}
-    for amounts in allocations.values():
-        for resource_class, amount in amounts.items():
-            total[resource_class] = total.get(resource_class, 0) + amount
-    # `check` has seen to it that the query asks for all of them.
-    return Resources(vcpus=total["VCPU"], memory_mb=total["MEMORY_MB"], disk_gb=total["DISK_GB"])
+    return Launched(instance.uuid, instance.name, instance.provider, host, is_alive, addresses, reasons, is_repeated)

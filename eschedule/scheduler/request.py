@@ -5,9 +5,11 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from urllib.parse import urlsplit
+from uuid import UUID
 
+from ecompute.cluster.chosen import digest_of
 from ecompute.cluster.documents import DEFAULT_NAMESPACE
 from ecompute.cluster.errors import InvalidInput
 from ecompute.cluster.placement import candidates_query
@@ -18,9 +20,12 @@ GUEST_CLASSES = ("VCPU", "MEMORY_MB", "DISK_GB")
 USER_DATA_LIMIT_BYTES = 64 * 1024
 SSH_KEY_LIMIT = 16 * 1024
 SSH_KEYS_LIMIT = 32
+TAGS_LIMIT = 16
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", re.IGNORECASE)
 _NAMESPACE = re.compile(r"[a-z0-9]([a-z0-9_-]{0,61}[a-z0-9])?", re.IGNORECASE)
+_TAG = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?", re.IGNORECASE | re.ASCII)
+_KEY = re.compile(r"[a-z0-9]([a-z0-9._-]{0,126}[a-z0-9])?", re.IGNORECASE | re.ASCII)
 _KEY_TYPE = re.compile(r"(ssh-(ed25519|rsa|dss)|ecdsa-sha2-nistp\d+|sk-[a-z0-9-]+@openssh\.com)")
 
 
@@ -37,6 +42,22 @@ class LaunchRequest:
     namespace: str = DEFAULT_NAMESPACE
     user_data: str | None = None
     ssh_keys: tuple[str, ...] = ()
+    host: str | None = None
+    """The name of the one host that it may be on, or its provider's uuid."""
+    is_packed: bool = False
+    """The fullest host that has room, instead of the emptiest."""
+    tags: tuple[str, ...] = ()
+    """What others' affinity counts."""
+    affinities: tuple[tuple[str, int], ...] = ()
+    """Tags of others and how much their nearness is wanted, -100 to 100."""
+    group: str | None = None
+    """A group's name or uuid."""
+    expires: str | None = None
+    """A duration from now (``2h``), or a time (RFC 3339)."""
+    uuid: str | None = None
+    """Chosen by the client: a repeated launch with it is the same instance."""
+    idempotency_key: str | None = None
+    """The same, for a client that would rather not choose a uuid."""
 
 
 def check(request: LaunchRequest) -> LaunchRequest:
@@ -46,6 +67,8 @@ def check(request: LaunchRequest) -> LaunchRequest:
         InvalidInput: one line that says what is wrong and what would be right. Whether placement
             knows the classes, traits and aggregates of the query is its to say.
     """
+    if request.uuid is not None and request.idempotency_key is not None:
+        raise InvalidInput("a uuid and an idempotency key were given", hint="a key stands for a uuid: give one of both")
     return LaunchRequest(
         query=check_query(request.query),
         image=check_image(request.image),
@@ -53,7 +76,75 @@ def check(request: LaunchRequest) -> LaunchRequest:
         namespace=check_namespace(request.namespace),
         user_data=None if request.user_data is None else check_user_data(request.user_data),
         ssh_keys=check_ssh_keys(request.ssh_keys),
+        host=request.host,
+        is_packed=request.is_packed,
+        tags=check_tags(request.tags),
+        affinities=check_affinities(request.affinities),
+        group=request.group,
+        expires=None if request.expires is None else request.expires.strip(),
+        uuid=None if request.uuid is None else check_uuid(request.uuid),
+        idempotency_key=None if request.idempotency_key is None else check_key(request.idempotency_key),
     )
+
+
+def digest(request: LaunchRequest) -> str:
+    """Return what tells a repeated request from another one with the same uuid or key.
+
+    Two that ask placement the same in another order are the same; so are two ways to name it.
+    """
+    asked = {field.name: getattr(request, field.name) for field in fields(request)}
+    del asked["uuid"], asked["idempotency_key"]
+    return digest_of(asked | {"query": candidates_query(request.query).text})
+
+
+def check_tags(tags: tuple[str, ...]) -> tuple[str, ...]:
+    if len(tags) > TAGS_LIMIT:
+        raise InvalidInput(f"{len(tags)} tags are too many", hint=f"at most {TAGS_LIMIT}")
+    return tuple(dict.fromkeys(check_tag(tag) for tag in tags))
+
+
+def check_tag(tag: str) -> str:
+    if not _TAG.fullmatch(tag):
+        raise InvalidInput(
+            f"{tag[:80]!r} cannot be a tag", hint="use letters, digits, hyphens, dots and underscores, at most 63"
+        )
+    return tag
+
+
+def check_affinities(affinities: tuple[tuple[str, int], ...]) -> tuple[tuple[str, int], ...]:
+    if len(affinities) > TAGS_LIMIT:
+        raise InvalidInput(f"{len(affinities)} affinities are too many", hint=f"at most {TAGS_LIMIT}")
+    for tag, weight in affinities:
+        if not -100 <= weight <= 100 or weight == 0:
+            raise InvalidInput(
+                f"{weight} is no weight of an affinity to {check_tag(tag)}",
+                hint="1 to 100 for near, -1 to -100 for apart, as in db=50",
+            )
+    found = tuple({check_tag(tag): weight for tag, weight in affinities}.items())
+    if len(found) != len(affinities):
+        raise InvalidInput("an affinity is given twice for one tag", hint="give it once")
+    return found
+
+
+def check_uuid(text: str) -> str:
+    try:
+        uuid = UUID(text)
+    except ValueError:
+        uuid = None
+    if uuid is None or len(text) != 36 or not uuid.int:
+        raise InvalidInput(
+            f"{text[:80]!r} is not a uuid", hint="write it like 0d5e7c1a-6f5b-4c0e-9d58-5b8f2d3f9c11, or leave it out"
+        )
+    return str(uuid)
+
+
+def check_key(text: str) -> str:
+    if not _KEY.fullmatch(text):
+        raise InvalidInput(
+            f"{text[:80]!r} cannot be an idempotency key",
+            hint="use letters, digits, hyphens, dots and underscores, at most 128",
+        )
+    return text
 
 
 def check_query(query: str) -> str:

@@ -48,6 +48,14 @@ class Traits(msgspec.Struct, frozen=True):
     resource_provider_generation: int = 0
 
 
+class _Class(msgspec.Struct, frozen=True):
+    name: str
+
+
+class _Classes(msgspec.Struct, frozen=True):
+    resource_classes: list[_Class]
+
+
 class _Aggregates(msgspec.Struct, frozen=True):
     aggregates: frozenset[str]
     resource_provider_generation: int
@@ -165,6 +173,11 @@ class Providers:
             return True
 
         return self._transport.settle(step)
+
+    def names(self) -> tuple[frozenset[str], frozenset[str]]:
+        """Return the names of all resource classes and of all traits, custom ones among them."""
+        classes = self._read("/resource_classes", _Classes, "listing resource classes").resource_classes
+        return frozenset(each.name for each in classes), self._read("/traits", Traits, "listing traits").traits
 
     def known_traits(self) -> frozenset[str]:
         """Return the names of all standard traits of this placement: others must begin with ``CUSTOM_``."""

@@ -134,7 +134,8 @@ def test_a_first_launch_writes_just_the_documents_of_the_design(
     assert VNI_FIRST <= network.vni <= VNI_LAST
     assert read(keys.vni(network.vni), Vni).network_uuid == network.uuid
     event = read(keys.event("instance", launched.uuid, "eschedule", 0), Event)
-    assert (event.type, event.message) == ("requested", f"claimed on {host.name}, and asked of it")
+    assert event.type == "requested"
+    assert event.message == f"claimed on {host.name}, and asked of it: 75% of it stays free (+0.75)"
 
     # And in placement.
     claim = cloud.placement.allocations(launched.uuid)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import pytest
+from msgspec import structs
 
 from ecompute.cluster.documents import Admin, AdminState, Node
 from ecompute.cluster.errors import InvalidInput
 from ecompute.cluster.placement import Candidate, Candidates
 from ecompute.cluster.store import Versioned
-from eschedule.scheduler.candidates import Target, by_host, ranked, takes_new
+from eschedule.scheduler.cache import Offer, by_host
+from eschedule.scheduler.candidates import ranked
+from eschedule.scheduler.facts import Target, takes_new, why_not
 
 
 def candidates(*allocations: dict[str, dict[str, int]]) -> Candidates:
@@ -65,7 +68,28 @@ def test_a_host_on_hold_takes_nothing_and_one_without_a_word_takes_everything() 
     assert not takes_new(node(hold="etcd was emptied"), None)
 
 
+def target(provider: str) -> Target:
+    return Target(Versioned(f"/nodes/{provider}", structs.replace(node(), provider=provider), 1, 1, 0), None, True)
+
+
 def test_only_known_hosts_are_ranked() -> None:
-    answer = candidates({"p": {"VCPU": 1}}, {"q": {"VCPU": 1}})
-    known = {"q": Target(Versioned("/nodes/q", node(), 1, 1, 0), None, is_alive=True)}
-    assert [one.index for one in ranked(answer, by_host(answer), known, seed=1)] == [1]
+    offer = Offer(candidates({"p": {"VCPU": 1}}, {"q": {"VCPU": 1}}))
+    assert [one.index for one in ranked(offer, {"q": target("q")}, seed=1)] == [1]
+
+
+def test_what_a_group_excludes_is_not_ranked_and_what_it_alone_allows_is() -> None:
+    offer = Offer(candidates({"p": {"VCPU": 1}}, {"q": {"VCPU": 1}}))
+    known = {"p": target("p"), "q": target("q")}
+    assert [one.provider for one in ranked(offer, known, 1, excluded={"p"})] == ["q"]
+    assert [one.provider for one in ranked(offer, known, 1, only={"p"})] == ["p"]
+
+
+def test_why_a_host_takes_nothing_is_said() -> None:
+    held = Versioned("/nodes/p", node(hold="etcd was emptied"), 1, 1, 0)
+    fine = Versioned("/nodes/p", node(), 1, 1, 0)
+    lost = Versioned("/admin/p", Admin(lost_since="2026"), 1, 1, 0)
+    assert why_not("host", held, None) == "host is on hold: etcd was emptied"
+    assert why_not("host", fine, admin(AdminState.DRAINING)) == "host is draining"
+    assert why_not("host", fine, lost) == "host is lost"
+    assert why_not("host", None, None) == "host has never registered"
+    assert why_not("host", fine, None) is None

@@ -1,0 +1,137 @@
+"""Why a launch found no host, in one line that says what to do. Reads only, and only once it has failed.
+
+`lacking` is pure.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping
+from enum import IntEnum
+from typing import TYPE_CHECKING
+
+from ecompute.cluster import keys
+from ecompute.cluster.claims import incarnation_of
+from ecompute.cluster.documents import Node
+from ecompute.cluster.errors import CloudError, InvalidInput, NoRoom, NotFound
+from ecompute.cluster.placement import Inventory, candidates_query
+from eschedule.scheduler.facts import Facts
+from eschedule.scheduler.question import aggregates_of
+
+if TYPE_CHECKING:
+    from ecompute.cluster.placement import Placement
+    from ecompute.cluster.store import Store
+
+_NAME = re.compile(r"\b[A-Z][A-Z0-9_]{2,}\b")
+
+
+class Stage(IntEnum):
+    """How far a launch came."""
+
+    NO_CANDIDATES = 0
+    CANDIDATES = 1
+    CLAIMED = 2
+    """A claim was tried."""
+
+
+class WhyNot:
+    """Safe from several threads."""
+
+    def __init__(self, store: Store, placement: Placement, facts: Facts) -> None:
+        self._store = store
+        self._placement = placement
+        self._facts = facts
+
+    def no_room(self, query: str, stage: Stage, host: str | None) -> CloudError:
+        """Return what to raise.
+
+        Args:
+            query: the user's.
+            host: the provider of the one host that it was to be on.
+
+        Raises:
+            OnHold: etcd holds no cloud, or has lost it.
+        """
+        incarnation_of(self._store)
+        if host is not None:
+            return self._on(query, host)
+        if stage is Stage.CLAIMED:
+            return NoRoom("every claim was lost to somebody else", hint="try again, or see `eschedule hosts`")
+        for aggregate in aggregates_of(candidates_query(query)):
+            if not self._placement.providers(member_of=aggregate):
+                return InvalidInput(
+                    f"no host is in aggregate {aggregate}", hint="see `eschedule host list` for the zones of hosts"
+                )
+        if stage is Stage.CANDIDATES:
+            text, hint = "no host with room takes anything new now", "see `eschedule hosts`"
+        else:
+            text, hint = f"no host can serve {query}", "ask for less, or see `eschedule hosts`"
+        nodes = [item.value for item in self._store.list(keys.NODES, Node).items]
+        held = sorted((node for node in nodes if node.hold is not None), key=lambda node: node.name)
+        if not held:
+            return NoRoom(text, hint=hint)
+        # Hosts on hold offer nothing, and then that is the reason, and not the lack of room.
+        return NoRoom(
+            f"{text}: {len(held)} of {len(nodes)} hosts are on hold ({held[0].name}: {held[0].hold})",
+            hint="see `eschedule hosts`; an operator ends a hold with `ecompute adopt`",
+        )
+
+    def _on(self, query: str, provider: str) -> NoRoom:
+        node = self._store.get(keys.node(provider), Node)
+        name = provider if node is None else node.value.name
+        self._facts.forget(provider)
+        closed = self._facts.refusals([provider]).get(provider)
+        if closed is not None:
+            return NoRoom(f"nothing new starts there: {closed}", hint="choose another host, or leave --host out")
+        try:
+            inventories = self._placement.inventories(provider).inventories
+            usages = self._placement.usages(provider)
+        except NotFound:
+            return NoRoom(f"placement does not know {name}", hint="see `eschedule hosts`; is its daemon running?")
+        lacks = lacking(candidates_query(query).totals, inventories, usages)
+        what = "; ".join(lacks) or "it has the room, and not the traits, aggregates or group that are asked for"
+        return NoRoom(f"{name} cannot take it: {what}", hint="ask for less, or leave --host out")
+
+
+def lacking(totals: Mapping[str, int], inventories: Mapping[str, Inventory], usages: Mapping[str, int]) -> list[str]:
+    """Return what a host lacks for ``totals``, a phrase a class. Pure."""
+    found = []
+    for name, amount in sorted(totals.items()):
+        inventory = inventories.get(name)
+        if inventory is None:
+            found.append(f"{name}: it has none")
+            continue
+        used = usages.get(name, 0)
+        if not inventory.takes(amount, used=used):
+            free = max(0, inventory.capacity - used)
+            units = f" in units of {inventory.step_size}" if inventory.step_size > 1 else ""
+            most = f", at most {inventory.max_unit} for one" if inventory.max_unit < inventory.capacity else ""
+            found.append(f"{name}: {amount} asked for, {free} of {inventory.capacity} free{units}{most}")
+    return found
+
+
+def explained(error: InvalidInput, placement: Placement) -> InvalidInput:
+    """Return the refusal of a query in placement's words, with what might have been meant.
+
+    Raises:
+        Unavailable: placement does not answer any more.
+    """
+    text = str(error.args[0])
+    if not re.search(r"[Nn]o such (resource class|trait)", text):
+        return error
+    classes, traits = placement.names()
+    known = sorted(classes if "resource class" in text else traits)
+    unknown = [name for name in _NAME.findall(text) if name not in known]
+    near = [match for name in unknown for match in difflib.get_close_matches(name, known, n=2)]
+    what = "resource classes" if "resource class" in text else "traits"
+    hint = (
+        f"did you mean {' or '.join(near)}?"
+        if near
+        else f"no host has ever had it; the {what} that are known include {', '.join(_common(known))}"
+    )
+    return InvalidInput(text, hint=hint)
+
+
+def _common(known: list[str]) -> list[str]:
+    return [name for name in known if name.startswith("CUSTOM_")][:3] or known[:3]
