@@ -2,360 +2,56 @@
 
 Rounds of ours and of the raw way are interleaved, so that a machine that slows down slows both; the
 medians are compared. Budgets are printed beside what was measured; none is enforced here.
+
+The figures of one host need root, libvirt and QEMU; those of the scheduler need PostgreSQL.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
-import os
-import statistics
-import subprocess
 import sys
 import tempfile
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from uuid import uuid4
 
 import msgspec
-import psutil
-import requests
-
-from ecompute.cluster import config, keys
-from ecompute.cluster.claims import Claims
-from ecompute.cluster.documents import Name, Seen, State
-from ecompute.cluster.placement import Inventory, Placement
-from ecompute.cluster.store import Delete, Put, absent
-from ecompute.dev.cloud import EmbeddedCloud
-from ecompute.hypervisor import domain
-from ecompute.hypervisor.domain import DomainPlan, TapPlan
-from ecompute.instances.lanes import Lanes
-from ecompute.network.mesh import bridge_name
-from eschedule.cloud.connection import Cloud
-from eschedule.cloud.instances import Instances
-from eschedule.scheduler.launch import Launcher
-from eschedule.scheduler.request import LaunchRequest
-
-ROUNDS = 9
-SHAPE = "resources=VCPU:1,MEMORY_MB:96,DISK_GB:1"
-TIMEOUT_S = 60.0
-IDLE_S = 60.0
-IDLE_GUESTS = 5
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One line of the table; ``ratio`` is ours by limit."""
-
-    name: str
-    ours: float
-    limit: float
-    unit: str
-    ratio: float
-    budget: str
-    rounds: int
-
-
-def figure(name: str, ours: list[float], limit: list[float], unit: str, budget: str) -> Figure:
-    mine, raw = statistics.median(ours), statistics.median(limit)
-    return Figure(name, round(mine, 3), round(raw, 3), unit, round(mine / raw, 2) if raw else 0.0, budget, len(ours))
-
-
-@contextmanager
-def timed(into: list[float]) -> Iterator[None]:
-    began = time.monotonic()
-    yield
-    into.append((time.monotonic() - began) * 1000)
-
-
-class Bench:
-    def __init__(self, directory: Path) -> None:
-        self.embedded = EmbeddedCloud(directory / "cloud", say=lambda text: print(f"  {text}", file=sys.stderr))
-        self.directory = directory
-
-    def start(self) -> None:
-        self.embedded.directory.mkdir(parents=True)
-        own = {"accelerator": "tcg", "inventory": {"ratios": {"vcpus": 16.0}}}
-        (self.embedded.directory / "own.yaml").write_text(json.dumps(own), encoding="utf-8")
-        self.embedded.start()
-        self.settings = config.load(self.embedded.config)
-        self.cloud = Cloud(self.settings)
-        self.launcher = Launcher(self.cloud)
-        self.instances = Instances(self.cloud)
-
-    def stop(self) -> None:
-        for view in list(self.instances.all(None)):
-            self.destroy(view.instance.value.uuid)
-        self.cloud.close()
-        self.embedded.stop()
-
-    def launch(self) -> str:
-        return self.launcher.launch(LaunchRequest(query=SHAPE, image=self.settings.images.default)).uuid
-
-    def destroy(self, uuid: str) -> None:
-        found = self.instances.find(uuid, "system")
-        self.instances.destroy(found)
-        self.instances.wait(found, until=frozenset(), timeout_s=TIMEOUT_S)
-
-    # --- figures ---
-
-    def running(self) -> list[Figure]:
-        """Request to domain running, against qemu-img create, virsh define and virsh start of the same XML."""
-        keep = self.launch()  # the network is up and the image is here, for both
-        self.wait_created(keep)
-        instance = self.instances.find(keep, "system").value
-        ours: list[float] = []
-        raw: list[float] = []
-        store = self.cloud.store
-        for _ in range(ROUNDS):
-            created = threading.Event()
-            watcher = store.watcher()
-
-            def seen(change: object, created: threading.Event = created) -> None:
-                after = getattr(change, "after", None)
-                if after is not None and after.value.uuid != keep and after.value.state is State.CREATED:
-                    created.set()
-
-            follow = watcher.follow(keys.seen_by(instance.provider), Seen, seen)
-            follow.wait_ready(TIMEOUT_S)
-            began: list[float] = []
-            launcher = Launcher(
-                self.cloud,
-                on_step=lambda step, began=began: began.append(time.monotonic()) if "telling" in step else None,
-            )
-            uuid = launcher.launch(LaunchRequest(query=SHAPE, image=self.settings.images.default)).uuid
-            assert created.wait(TIMEOUT_S)
-            ours.append((time.monotonic() - began[-1]) * 1000)
-            watcher.close()
-            self.destroy(uuid)
-            raw.append(self.raw_start(bridge_name(instance.spec.interfaces[0].vni)))
-        self.destroy(keep)
-        made = figure("request to domain running", ours, raw, "ms", "+ 150 ms")
-        difference = statistics.median(ours) - statistics.median(raw)
-        print(f"  request to domain running: {difference:+.0f} ms over the raw way", file=sys.stderr)
-        return [made]
-
-    def raw_start(self, bridge: str) -> float:
-        uuid = str(uuid4())
-        directory = self.directory / uuid
-        directory.mkdir()
-        image = next((self.settings.state_dir / "images" / "images").iterdir())
-        disk = directory / "disk.qcow2"
-        plan = DomainPlan(
-            uuid=uuid,
-            name="raw",
-            namespace="raw",
-            provider=str(uuid4()),
-            vcpus=1,
-            memory_mb=96,
-            accelerator="tcg",
-            root_disk=disk,
-            config_drive=None,
-            interfaces=(TapPlan(tap="ecraw0", bridge=bridge, mac="02:00:00:00:00:01", mtu=None),),
-            console_log=directory / "console.log",
-        )
-        xml = directory / "domain.xml"
-        xml.write_text(domain.render(plan), encoding="utf-8")
-        virsh = ["virsh", "-q", "-c", self.settings.libvirt_uri]
-        took: list[float] = []
-        with timed(took):
-            run("qemu-img", "create", "-q", "-f", "qcow2", "-b", str(image), "-F", "qcow2", str(disk), "1G")
-            run(*virsh, "define", str(xml))
-            run(*virsh, "start", f"ec-{uuid}")
-        run(*virsh, "destroy", f"ec-{uuid}")
-        run(*virsh, "undefine", f"ec-{uuid}")
-        return took[0]
-
-    def wait_created(self, uuid: str) -> None:
-        found = self.instances.find(uuid, "system")
-        view = self.instances.wait(found, until=frozenset({State.CREATED, State.ERROR}), timeout_s=TIMEOUT_S)
-        assert view is not None
-        assert view.state is State.CREATED, view.error
-
-    def watch(self) -> list[Figure]:
-        """Etcd write to work begun in a lane, against ``etcdctl watch`` of the same prefix."""
-        store = self.cloud.store
-        prefix = f"/names/bench/{uuid4()}/"
-        arrived: dict[str, float] = {}
-        begun = threading.Condition()
-
-        def work(work: object) -> None:
-            with begun:
-                arrived[getattr(work, "uuid", "")] = time.monotonic()
-                begun.notify_all()
-
-        lanes = Lanes(work, count=12)
-        watcher = store.watcher()
-        follow = watcher.follow(
-            prefix, Name, lambda change: lanes.wake(keys.last(change.key)) if change.after is not None else None
-        )
-        follow.wait_ready(TIMEOUT_S)
-        etcdctl = subprocess.Popen(
-            ["etcdctl", "--endpoints", self.settings.etcd.endpoints[0], "watch", "--prefix", prefix],
-            env={**os.environ, "ETCDCTL_API": "3"},
-            stdout=subprocess.PIPE,
-        )
-        printed: dict[str, float] = {}
-
-        def read() -> None:
-            assert etcdctl.stdout is not None
-            for line in etcdctl.stdout:
-                if line.startswith(prefix.encode()):
-                    with begun:
-                        printed[keys.last(line.decode().strip())] = time.monotonic()
-                        begun.notify_all()
-
-        threading.Thread(target=read, daemon=True).start()
-        ours: list[float] = []
-        raw: list[float] = []
-        for n in itertools.count():
-            name = f"n{n}"
-            began = time.monotonic()
-            store.commit([absent(prefix + name)], [Put(prefix + name, Name(uuid=name, name=name))])
-            with begun:
-                is_whole = begun.wait_for(lambda name=name: name in arrived and name in printed, 1.0)
-            if not is_whole:
-                assert n < 20, "etcdctl does not watch"
-                continue  # its watch was not there yet
-            ours.append((arrived[name] - began) * 1000)
-            raw.append((printed[name] - began) * 1000)
-            store.commit([], [Delete(prefix + name)])
-            if len(ours) >= 100:
-                break
-        etcdctl.terminate()
-        etcdctl.wait(10)
-        watcher.close()
-        lanes.close(5)
-        return [figure("etcd write to work begun", ours, raw, "ms", "≤ 2 x")]
-
-    def claims(self) -> list[Figure]:
-        """Intent and claim, one at a time, against a raw ``PUT /allocations``, on 10 hosts."""
-        placement, store = Placement(self.settings.placement), self.cloud.store
-        hosts = [str(uuid4()) for _ in range(10)]
-        inventory = {"VCPU": Inventory(total=10_000), "MEMORY_MB": Inventory(total=10_000_000)}
-        for number, host in enumerate(hosts):
-            placement.ensure_provider(host, f"bench-{number}-{host[:8]}")
-            placement.set_inventories(host, inventory)
-        session = requests.Session()
-        session.headers.update({"x-auth-token": "admin", "openstack-api-version": "placement 1.39"})
-        claims = Claims(store, placement, writer="bench")
-        ours: list[float] = []
-        alone: list[float] = []
-        raw: list[float] = []
-        resources = {"VCPU": 1, "MEMORY_MB": 256}
-        for n in range(60):
-            host = hosts[n % len(hosts)]
-            consumer = str(uuid4())
-            with timed(ours):
-                claim = claims.begin(consumer, namespace="system")
-                claim.take({host: resources}, {"": [host]})
-            claim.give_up()
-            consumer = str(uuid4())
-            with timed(alone):
-                placement.claim(consumer, {host: resources}, {"": [host]}, project_id="p", user_id="u")
-            placement.release(consumer)
-            consumer = str(uuid4())
-            body = {
-                "allocations": {host: {"resources": resources}},
-                "mappings": {"": [host]},
-                "project_id": "p",
-                "user_id": "u",
-                "consumer_generation": None,
-                "consumer_type": "ECOMPUTE_INSTANCE",
-            }
-            with timed(raw):
-                answer = session.put(
-                    f"{self.settings.placement.endpoint}/allocations/{consumer}", json=body, timeout=10
-                )
-            assert answer.status_code == 204, answer.text
-            placement.release(consumer)
-        for host in hosts:
-            placement.delete_provider(host)
-        return [
-            figure("claim, one at a time", alone, raw, "ms", "≤ 1.67 x"),
-            figure("intent and claim", ours, raw, "ms", "-"),
-        ]
-
-    def memory(self) -> list[Figure]:
-        """Resident memory of the daemon, against a process with its libraries and channels and nothing else."""
-        bare = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("bare.py")), str(self.embedded.config)],
-            stdout=subprocess.PIPE,
-            stdin=subprocess.PIPE,
-        )
-        assert bare.stdout is not None
-        assert bare.stdout.readline() == b"ready\n"
-        uuids = [self.launch() for _ in range(IDLE_GUESTS)]
-        for uuid in uuids:
-            self.wait_created(uuid)
-        ours = psutil.Process(self.host_pid()).memory_info().rss / 2**20
-        raw = psutil.Process(bare.pid).memory_info().rss / 2**20
-        bare.communicate()
-        for uuid in uuids:
-            self.destroy(uuid)
-        print(f"  memory: {ours - raw:+.1f} MiB over a process with the same libraries", file=sys.stderr)
-        return [figure(f"resident memory, {IDLE_GUESTS} guests", [ours], [raw], "MiB", "+ 25 MiB")]
-
-    def idle(self) -> list[Figure]:
-        """CPU of the daemon at rest, in shares of a core, and how often it writes to etcd."""
-        uuids = [self.launch() for _ in range(IDLE_GUESTS)]
-        for uuid in uuids:
-            self.wait_created(uuid)
-        process = psutil.Process(self.host_pid())
-        time.sleep(10)  # what a build leaves behind is over by then
-        revision, used = self.cloud.store.status().revision, process.cpu_times()
-        time.sleep(IDLE_S)
-        after = process.cpu_times()
-        share = (after.user + after.system - used.user - used.system) / IDLE_S * 100
-        writes = (self.cloud.store.status().revision - revision) * 60 / IDLE_S
-        for uuid in uuids:
-            self.destroy(uuid)
-        return [
-            figure(f"CPU at rest, {IDLE_GUESTS} guests", [share], [100.0], "% of a core", "≤ 1 %"),
-            figure("etcd writes a minute at rest", [writes], [0.0], "writes", "0"),
-        ]
-
-    def host_pid(self) -> int:
-        host = self.embedded.host
-        assert host is not None
-        return host.child.pid
-
-
-def run(*argv: str) -> None:
-    subprocess.run(argv, check=True, capture_output=True, timeout=TIMEOUT_S)
+import one_host
+import plot
+import scheduling
+from figures import Figure, table
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="./dev bench", description=__doc__)
-    figures: dict[str, Callable[[Bench], list[Figure]]] = {
-        "running": Bench.running,
-        "watch": Bench.watch,
-        "claims": Bench.claims,
-        "memory": Bench.memory,
-        "idle": Bench.idle,
-    }
-    parser.add_argument("--only", choices=sorted(figures), help="one figure")
+    names = sorted([*one_host.FIGURES, *scheduling.FIGURES])
+    parser.add_argument("--only", action="append", choices=names, metavar="NAME", help=f"one of {', '.join(names)}")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
+    parser.add_argument("--rounds", type=int, default=5, help="of the scheduler's figures")
+    parser.add_argument("--hosts", default="10,100,1000", help="how many hosts the scheduler has, from few to many")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the cost of a launch against hosts (SVG)")
     options = parser.parse_args()
     made: list[Figure] = []
-    with tempfile.TemporaryDirectory(prefix="ecompute-bench-") as name:
-        Path(name).chmod(0o755)
-        bench = Bench(Path(name))
-        bench.start()
-        try:
-            for which, measure in figures.items():
-                if options.only in (None, which):
-                    made += measure(bench)
-        finally:
-            bench.stop()
-    print(f"{'figure':<34} {'ours':>9} {'limit':>9} {'unit':<12} {'ratio':>6} {'budget':>10} {'rounds':>6}")
-    for f in made:
-        print(f"{f.name:<34} {f.ours:>9.2f} {f.limit:>9.2f} {f.unit:<12} {f.ratio:>6.2f} {f.budget:>10} {f.rounds:>6}")
+    with tempfile.TemporaryDirectory(prefix="ec-bench-") as name:
+        directory = Path(name)
+        directory.chmod(0o755)
+        wanted = [which for which in one_host.FIGURES if options.only is None or which in options.only]
+        if wanted:
+            bench = one_host.OneHost(directory)
+            bench.start()
+            try:
+                for which in wanted:
+                    made += one_host.FIGURES[which](bench)
+            finally:
+                bench.stop()
+        wanted = [which for which in scheduling.FIGURES if options.only is None or which in options.only]
+        if wanted:
+            sizes = sorted(int(part) for part in options.hosts.split(","))
+            with scheduling.Scheduling(directory, sizes, options.rounds) as measured:
+                for which in wanted:
+                    made += scheduling.FIGURES[which](measured)
+                if options.plot:
+                    options.plot.write_text(plot.draw(measured.curves), encoding="utf-8")
+    print(table(made))
     if options.json:
         options.json.write_text(json.dumps([msgspec.to_builtins(f) for f in made], indent=2) + "\n", encoding="utf-8")
     return 0

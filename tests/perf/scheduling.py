@@ -1,0 +1,109 @@
+"""What a launch costs, with few hosts and with many: against placement alone, and against itself."""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from crowd import WRITERS, Crowd
+from figures import Figure, figure, timed
+
+LAUNCHES = 24
+"""A round's launches, and raw claims."""
+FEW = 8
+"""Of what is slow."""
+SINGLE = 5
+"""One after the other, for the time that one takes."""
+
+
+class Scheduling:
+    """Crowds of each size, and what was measured on them."""
+
+    def __init__(self, directory: Path, sizes: list[int], rounds: int) -> None:
+        self.rounds = rounds
+        self.sizes = sizes
+        self.crowds = {size: Crowd(directory / str(size), size) for size in sizes}
+        self.curves: dict[str, dict[int, float]] = {}
+        self._open = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        with contextlib.ExitStack() as opening:
+            for crowd in self.crowds.values():
+                opening.enter_context(crowd)
+            self._open = opening.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._open.close()
+
+    def each_round(self, what: str) -> list[int]:
+        def say(number: int) -> int:
+            print(f"  {what}: round {number + 1} of {self.rounds}", file=sys.stderr)
+            return number
+
+        return [say(number) for number in range(self.rounds)]
+
+    def launches(self) -> list[Figure]:
+        """Launches a second, four at once, in one long-lived scheduler."""
+        made = []
+        for size, crowd in self.crowds.items():
+            rates: dict[str, list[float]] = {way: [] for way in ("raw", "ours", "cold", "loop")}
+            for number in range(self.rounds):
+                print(f"  launches, {size} hosts: round {number + 1} of {self.rounds}", file=sys.stderr)
+                rates["raw"].append(crowd.at_once(crowd.claim_raw, LAUNCHES))
+                rates["ours"].append(crowd.at_once(crowd.launch, LAUNCHES))
+                rates["cold"].append(crowd.at_once(crowd.launch_cold, FEW))
+                rates["loop"].append(crowd.at_once(crowd.loop_of_etcd_compute, FEW))
+            big = size == max(self.sizes)
+            name = f"launches, {WRITERS} at once, {size:,} hosts"
+            made += [
+                figure(f"{name} / raw PUT", rates["ours"], rates["raw"], "/s", "≥ 0.6" if big else "-"),
+                figure(f"{name}, cold / raw PUT", rates["cold"], rates["raw"], "/s", "-"),
+                figure(f"{name} / etcd-compute's loop", rates["ours"], rates["loop"], "/s", "≥ 4" if big else "-"),
+            ]
+        return made
+
+    def growth(self) -> list[Figure]:
+        """The time of one launch, with few hosts and with many."""
+        ways: dict[str, Callable[[Crowd], Callable[[int], None]]] = {
+            "warm": lambda crowd: crowd.launch,
+            "cold": lambda crowd: crowd.launch_cold,
+            "raw PUT": lambda crowd: crowd.claim_raw,
+            "etcd-compute's loop": lambda crowd: crowd.loop_of_etcd_compute,
+        }
+        took: dict[str, dict[int, list[float]]] = {way: {size: [] for size in self.sizes} for way in ways}
+        for number in range(self.rounds):
+            print(f"  growth: round {number + 1} of {self.rounds}", file=sys.stderr)
+            for _ in range(SINGLE):
+                for size, crowd in self.crowds.items():
+                    for way, pick in ways.items():
+                        if way != "etcd-compute's loop" or _ == 0:
+                            with timed(took[way][size]):
+                                pick(crowd)(number)
+        self.curves |= {
+            way: {size: statistics.median(times) for size, times in by_size.items()} for way, by_size in took.items()
+        }
+        few, many = self.sizes[0], self.sizes[-1]
+        return [
+            figure(
+                f"one launch, {way}, {many:,} hosts / {few:,}",
+                by_size[many],
+                by_size[few],
+                "ms",
+                "≤ 1.5" if way in ("warm", "cold") else "-",
+            )
+            for way, by_size in took.items()
+        ]
+
+
+FIGURES: dict[str, Callable[[Scheduling], list[Figure]]] = {
+    "launches": Scheduling.launches,
+    "growth": Scheduling.growth,
+}
