@@ -41,6 +41,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "console": ("eschedule.cli.console:console", "Show what a guest wrote on its serial console."),
     "events": ("eschedule.cli.event:events", "Show what happened to an instance."),
     "doctor": ("eschedule.cli.doctor:doctor", "Say where an instance stands, and what it waits for."),
+    "explain": ("eschedule.cli.explain:explain", "Say of every host why it could not serve a query."),
+    "capacity": ("eschedule.cli.capacity:capacity", "Say how many more instances would fit."),
     "hosts": ("eschedule.cli.host:hosts", "List the hosts and their room."),
     "completion": ("eschedule.cli.completion:completion", "Print the completion script of a shell."),
 }

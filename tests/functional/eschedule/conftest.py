@@ -24,6 +24,7 @@ from ecompute.cluster.documents import (
     Alive,
     Assignment,
     Incarnation,
+    InventoryFacts,
     Node,
     Power,
     Seen,
@@ -31,6 +32,7 @@ from ecompute.cluster.documents import (
     timestamp,
 )
 from ecompute.cluster.placement import Inventory, Placement
+from ecompute.cluster.placement.documents import PRESENCE
 from ecompute.cluster.store import Delete, Put, Store
 from ecompute.dev.etcd import EtcdProcess
 from ecompute.dev.placement import PlacementProcess
@@ -52,18 +54,19 @@ class FakeHost:
     trait: str
     guests: set[str] = field(default_factory=set)
     """What it says is there when it is asked."""
+    inventory: dict[str, InventoryFacts] = field(default_factory=dict)
 
     def register(self, *, vcpus: int, memory_mb: int, disk_gb: int) -> None:
         self.placement.ensure_provider(self.provider, self.name)
         self.placement.set_traits(self.provider, {self.trait})
-        self.placement.set_inventories(
-            self.provider,
-            {
-                "VCPU": Inventory(total=vcpus, max_unit=vcpus),
-                "MEMORY_MB": Inventory(total=memory_mb, max_unit=memory_mb),
-                "DISK_GB": Inventory(total=disk_gb, max_unit=disk_gb),
-            },
-        )
+        offered = {
+            name: Inventory(total=total, max_unit=total)
+            for name, total in (("VCPU", vcpus), ("MEMORY_MB", memory_mb), ("DISK_GB", disk_gb))
+        }
+        self.placement.set_inventories(self.provider, offered | {PRESENCE: Inventory(total=1)})
+        self.inventory = {
+            name: InventoryFacts(total=item.total, max_unit=item.max_unit) for name, item in offered.items()
+        }
         self.node()
         self.wake()
 
@@ -77,6 +80,7 @@ class FakeHost:
             hypervisor="none",
             version="0",
             hold=hold,
+            inventory=self.inventory,
             reported_at=timestamp(0),
         )
         self.store.commit([], [Put(keys.node(self.provider), node)])

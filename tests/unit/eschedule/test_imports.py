@@ -29,7 +29,8 @@ OURS = {
 OURS_OF_A_COMMAND = OURS | {
     f"eschedule.cli.{name}"
     for name in (
-        "completion", "console", "doctor", "event", "host", "instance", "launch", "lifecycle", "output", "parameters",
+        "audit", "capacity", "completion", "console", "doctor", "event", "explain", "host",
+        "instance", "launch", "lifecycle", "output", "parameters",
         "progress",
     )
 }  # fmt: skip

@@ -1,0 +1,134 @@
+"""``eschedule explain`` and ``capacity``, on real services: who could, who not and why, read at once."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from ecompute.cluster import keys
+from ecompute.cluster.closing import closed, closed_traits
+from ecompute.cluster.config import Config, PlacementSettings
+from ecompute.cluster.documents import Admin, AdminState
+from ecompute.cluster.errors import InvalidInput
+from ecompute.cluster.placement import Inventory, Placement
+from ecompute.cluster.store import Put, Store
+from eschedule.cloud.connection import Cloud
+from eschedule.cloud.explain import look, why_not
+from eschedule.scheduler.launch import Launcher
+from eschedule.scheduler.request import LaunchRequest
+
+SMALL = "resources=VCPU:1,MEMORY_MB:64,DISK_GB:1"
+
+
+def close(host: Any, placement: Placement, store: Store, state: AdminState, reason: str) -> None:
+    """What the operator's tool does."""
+    store.commit([], [Put(keys.admin(host.provider), Admin(state=state, reason=reason))])
+    placement.change_traits(host.provider, closed_traits)
+    placement.change_inventories(host.provider, closed)
+
+
+def test_each_host_says_what_it_lacks(
+    cloud: Cloud,
+    make_host: Callable[..., Any],
+    make_request: Callable[..., LaunchRequest],
+    store: Store,
+    tool: Any,
+) -> None:
+    full, drained, able = make_host(vcpus=1), make_host(vcpus=4), make_host(vcpus=4)
+    Launcher(cloud).launch(make_request(query=f"{SMALL}&in_tree={full.provider}"))
+    close(drained, cloud.placement, store, AdminState.DRAINING, "a new disk")
+    found = {v.provider: v.lacks for v in look(cloud, SMALL).explain().verdicts}
+    assert found[full.provider] == "VCPU: 1 of 1 used, 1 asked"
+    assert found[drained.provider] == "it is draining: a new disk"
+    assert found[able.provider] == ""
+    offered = {candidate.host for candidate in cloud.placement.candidates(SMALL, limit=1000)}
+    assert {provider for provider, lacks in found.items() if not lacks} == offered
+
+    done = tool("explain", SMALL.replace("VCPU:1", "VCPU:5"), "-o", "json")
+    assert done.returncode == 1
+    rows = {row["uuid"]: row for row in json.loads(done.stdout)}
+    assert rows[able.provider]["lacks"] == ["VCPU: at most 4 at once, 5 asked"]
+    assert rows[drained.provider]["kinds"] == ["state", "unit"]
+    table = tool("explain", SMALL)
+    assert table.returncode == 0 and "could serve it now" in table.stderr
+
+
+def test_tenants_are_told_no_hosts(make_host: Callable[..., Any], tool: Any) -> None:
+    host = make_host(vcpus=2)
+    done = tool("explain", "--no-hosts", SMALL.replace("VCPU:1", "VCPU:3"))
+    assert done.returncode == 1
+    assert "3 VCPU are not given at once" in done.stdout
+    assert host.name not in done.stdout + done.stderr
+
+
+def test_the_requests_do_not_grow_with_the_hosts(
+    settings: Config, store: Store, make_host: Callable[..., Any], proxy: Any
+) -> None:
+    through = Cloud(Config(etcd=settings.etcd, placement=PlacementSettings(endpoint=proxy.endpoint)))
+    query = f"{SMALL}&member_of={uuid.uuid4()}"
+    try:
+        make_host()
+        look(through, query)
+        asked = len(proxy.seen)
+        for _ in range(4):
+            make_host()
+        proxy.seen.clear()
+        look(through, query)
+        assert len(proxy.seen) == asked <= 3
+    finally:
+        through.close()
+
+
+def test_a_name_that_placement_does_not_know_is_an_error_and_one_that_no_host_has_is_not(
+    cloud: Cloud, make_host: Callable[..., Any]
+) -> None:
+    make_host()
+    with pytest.raises(InvalidInput, match="CUSTOM_NEVER_HEARD"):
+        look(cloud, f"{SMALL}&required=CUSTOM_NEVER_HEARD")
+    with pytest.raises(InvalidInput, match="CUSTOM_NO_CLASS"):
+        look(cloud, f"{SMALL},CUSTOM_NO_CLASS:1")
+    [*verdicts] = look(cloud, f"{SMALL}&required=HW_CPU_X86_SSE").explain().verdicts
+    assert all("lacks trait HW_CPU_X86_SSE" in verdict.lacks for verdict in verdicts)
+
+
+def test_a_shared_disk_and_an_aggregate_are_seen(cloud: Cloud, make_host: Callable[..., Any]) -> None:
+    host, other = make_host(disk_gb=1), make_host(disk_gb=1)
+    placement, aggregate, share = cloud.placement, str(uuid.uuid4()), str(uuid.uuid4())
+    placement.ensure_provider(share, f"share-{share}")
+    try:
+        placement.set_inventories(share, {"DISK_GB": Inventory(total=100)})
+        placement.set_traits(share, {"MISC_SHARES_VIA_AGGREGATE"})
+        for provider in (share, host.provider):
+            placement.set_aggregates(provider, {aggregate})
+        big = SMALL.replace("DISK_GB:1", "DISK_GB:50")
+        found = {v.provider: v.lacks for v in look(cloud, big).explain().verdicts}
+        assert found[host.provider] == ""
+        assert found[other.provider] == "DISK_GB: at most 1 at once, 50 asked"
+        inside = {v.provider: v.lacks for v in look(cloud, f"{SMALL}&member_of={aggregate}").explain().verdicts}
+        assert (inside[host.provider], inside[other.provider]) == ("", f"is not in aggregate {aggregate}")
+    finally:
+        placement.delete_provider(share)
+
+
+def test_the_nearest_miss_is_one_line(cloud: Cloud, make_host: Callable[..., Any]) -> None:
+    host = make_host(vcpus=4)
+    Launcher(cloud).launch(LaunchRequest(query=f"{SMALL}&in_tree={host.provider}", image="http://image/"))
+    assert why_not(cloud, SMALL.replace("VCPU:1", "VCPU:4")) == f"{host.name} lacks 1 VCPU"
+    assert why_not(cloud, "nonsense") == ""
+
+
+def test_capacity_says_how_many_more_fit(cloud: Cloud, make_host: Callable[..., Any], tool: Any, store: Store) -> None:
+    best, _, drained = make_host(vcpus=8), make_host(vcpus=5), make_host(vcpus=50)
+    close(drained, cloud.placement, store, AdminState.MAINTENANCE, "")
+    done = tool("capacity", "--like", SMALL.replace("VCPU:1", "VCPU:2"), "-o", "json")
+    assert done.returncode == 0, done.stderr
+    row = json.loads(done.stdout)
+    assert (row["fits"], row["best_host"], row["on_best"]) == (6, best.name, 4)
+    assert (row["hosts_with_room"], row["hosts"]) == (2, 3)
+    assert "FITS" in tool("capacity").stdout
+    bad = tool("capacity", "--like", "resources=VCPU:0")
+    assert bad.returncode == 2 and bad.stderr.startswith("error: VCPU is zero")
