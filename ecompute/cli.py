@@ -108,7 +108,7 @@ def inventory(settings: Settings) -> None:
     from ecompute.cluster import config
 
     settings_ = config.load(config.find(settings.config))
-    found = inventories.inventory(inventories.measure(settings_.state_dir), settings_.inventory, is_closed=False)
+    found = inventories.inventory(inventories.measure(settings_.state_dir), settings_.inventory)
     click.echo(f"{'CLASS':<10} {'TOTAL':>10} {'RESERVED':>10} {'RATIO':>6} {'CAPACITY':>10}")
     for name, item in sorted(found.items()):
         click.echo(f"{name:<10} {item.total:>10} {item.reserved:>10} {item.allocation_ratio:>6g} {item.capacity:>10}")

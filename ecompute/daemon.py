@@ -26,7 +26,7 @@ from typing import Protocol, TypeVar
 from ecompute import __version__
 from ecompute.cluster import keys
 from ecompute.cluster.config import Config
-from ecompute.cluster.documents import Incarnation, Node, Secrets, timestamp
+from ecompute.cluster.documents import Admin, Incarnation, Node, Secrets, timestamp
 from ecompute.cluster.errors import Conflict, Unavailable
 from ecompute.cluster.events import LEAD, Events
 from ecompute.cluster.periodic import Periodic
@@ -230,6 +230,7 @@ class Daemon:
             store=store,
             registrar=Registrar(placement, config, provider, self.name),
             hold=hold,
+            memory=memory,
             instances=instances,
             traits=features.traits(capabilities.features_for(trial.accelerator), trial.accelerator),
             measure=machine.measure,
@@ -274,6 +275,7 @@ class Daemon:
         # From here on in the order of starting; ended from the last to the first: instances before all others,
         # so that nothing is begun while the rest ends, and the reservation when nobody opens the host any more.
         watcher.follow(keys.INCARNATION, Incarnation, lambda change: upkeep.wake())
+        watcher.follow(keys.admin(provider), Admin, lambda change: upkeep.wake())
         at_end(host.close)
         memberships.start()
         at_end(memberships.close)
@@ -291,8 +293,8 @@ class Daemon:
         try:
             host.keep()
         finally:
-            if not host.is_settled:
-                retries.later(self.provider, RETRY_S)
+            if not host.is_settled or host.wait_s:
+                retries.later(self.provider, host.wait_s if host.is_settled else RETRY_S)
 
     def _converged(self, upkeep: Periodic) -> None:
         host = self._host

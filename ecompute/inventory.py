@@ -53,15 +53,11 @@ def measure(disk_directory: Path) -> Measured:
     return Measured(vcpus=vcpus, memory_mb=memory_mb, disk_gb=disk_gb)
 
 
-def inventory(measured: Measured, settings: InventorySettings, *, is_closed: bool) -> dict[str, Inventory]:
-    """Return what placement is to know of the host, by resource class.
+def inventory(measured: Measured, settings: InventorySettings) -> dict[str, Inventory]:
+    """Return what the host offers when it is open, by resource class.
 
     A share of the machine is never more than the machine, and what is reserved never more than the
     share. A class of which there is nothing is left out: placement has no total of 0.
-
-    Args:
-        is_closed: nothing new is to be sent here. All VCPU is reserved, which every claim needs;
-            what guests hold stays theirs.
     """
     ratios = settings.ratios
     by_class = {VCPU: ratios.vcpus, MEMORY_MB: ratios.memory, DISK_GB: ratios.disk}
@@ -71,8 +67,6 @@ def inventory(measured: Measured, settings: InventorySettings, *, is_closed: boo
         if total < 1:
             continue
         reserved = min(getattr(settings.reserved, _KEYS[name]), total)
-        if is_closed and name == VCPU:
-            reserved = total
         # A ratio gives the same core to several guests; it makes no guest larger than the machine.
         wanted[name] = Inventory(total=total, reserved=reserved, max_unit=total, allocation_ratio=ratio)
     return wanted

@@ -1,7 +1,12 @@
-"""What the host says of itself in placement and etcd: node, provider, inventory and traits.
+"""What the host says of itself in placement and etcd: node, provider, inventory, traits, aggregates.
 
 `HostKeeper.keep` puts all of it right; start-up, a change of `/admin` or of the hold, and the timer
-call the same. The host is opened for claims once everything was gone through and nothing is on hold.
+call the same. Whether the host takes new instances is decided by `ecompute.standing`; what is read
+for that is read anew each time, since an event is a wake-up and a cache may be behind.
+
+Killed between two writes, it leaves less open than it should be: the node says first why the host is
+closed, then the provider is closed (trait, then reserve); opening goes the other way, and the next
+`keep` goes on. What operators gave it is remembered before it stands in placement (see `Memory`).
 
 Threads: one call of `keep` at a time.
 """
@@ -10,17 +15,24 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 
 from msgspec import structs
 
 from ecompute.cluster import keys
-from ecompute.cluster.documents import Node
+from ecompute.cluster.documents import Admin, AdminState, Assignment, InventoryFacts, Node, Role, Seen, Unreadable, Zone
 from ecompute.cluster.errors import CloudError, CompareFailed
 from ecompute.cluster.store import Put, Store, absent, unchanged
 from ecompute.hold import Hold
+from ecompute.instances.memory import Memory
 from ecompute.instances.reconciler import InstanceReconciler
 from ecompute.inventory import Measured
-from ecompute.registrar import Registrar
+from ecompute.registrar import Registrar, Said
+from ecompute.standing import Door, Facts, Standing, standing
+
+FIRST_WAIT_S = 5.0
+LAST_WAIT_S = 120.0
+"""A thousand hosts that wait for their claims do not keep placement from having them back."""
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +46,7 @@ class HostKeeper:
         store: Store,
         registrar: Registrar,
         hold: Hold,
+        memory: Memory,
         instances: InstanceReconciler,
         traits: frozenset[str],
         measure: Callable[[], Measured],
@@ -42,54 +55,155 @@ class HostKeeper:
         self._store = store
         self._registrar = registrar
         self._hold = hold
+        self._memory = memory
         self._instances = instances
         self._traits = traits
         self._measure = measure
         self._node = node
+        self._provider = node(None).provider
         self._is_registered = False
+        self._has_converged = False
+        """Whether everything was gone through, since the start or the last hold."""
+        self._has_claims = False
+        """Whether placement was seen to know the claims of all guests, and has not forgotten the host since."""
+        self._turn = 0
+        """Of `/admin` when the host was opened."""
+        self._standing = Standing(Door.CLOSED, "it starts")
         self.is_open = False
         self.is_settled = False
         """Whether the last `keep` went through."""
+        self.wait_s = 0.0
+        """In how long `keep` is to be called again, since it waits for what nobody tells it of; 0: no need."""
 
     @property
     def is_held(self) -> bool:
         return self._hold.reason is not None
 
     def keep(self) -> None:
-        """Look whether to hold, and put node, provider, inventory and traits right.
-
-        The host is opened for claims once everything was gone through and nothing is on hold.
-        """
+        """Look whether to hold, and put node, provider, inventory, traits and aggregates right."""
         self.is_settled = False
         before = self._hold.reason
-        reason = self._hold.examine()
-        if before is not None and reason is None:
+        hold = self._hold.examine()
+        if before is not None and hold is None:
             self._instances.rescan()
-        if self._is_registered or self._has_node():
-            self._write_node(reason)  # at once: placement may be away, and a hold is to be seen
-        is_closed = reason is not None or not (self.is_open or self._instances.has_converged())
         measured = self._measure()
-        self._registrar.register(measured, self._traits, is_closed=is_closed)
+        if self._is_registered or self._has_node():
+            self._write_node(hold, measured)  # at once: placement may be away, and a hold is to be seen
+        admin = self._admin()
+        self._standing = standing(self._facts(hold, admin))
+        if self._is_registered:
+            self._write_node(hold, measured)
+        self._register(measured, None if hold is not None or admin is None else admin)
         if not self._is_registered:
             self._is_registered = True
-            self._write_node(reason)  # not before: one whose provider is refused would leave a host that never was
-        if self.is_open is is_closed:
-            log.info("the host %s", "takes no new instances" if is_closed else "is open for new instances")
-        self.is_open = not is_closed
+            self._write_node(
+                hold, measured
+            )  # not before: one whose provider is refused would leave a host that never was
+        self._has_stood(admin)
         self.is_settled = True
 
     def close(self) -> None:
-        """Reserve the VCPU, so that nothing new is sent here."""
+        """Keep everything new off the host."""
         try:
-            self._registrar.close(self._measure())
+            self._registrar.close()
         except CloudError as error:
-            log.warning("the host's VCPU could not be reserved: %s", error)
+            log.warning("the host could not be closed for new instances: %s", error)
+
+    def _has_stood(self, admin: Admin | None) -> None:
+        """Take note that placement has it as it was decided."""
+        is_open = self._standing.door is Door.OPEN
+        if is_open is not self.is_open:
+            state = AdminState.ACTIVE if admin is None else admin.effective
+            log.info(
+                "the host %s",
+                "is open for new instances"
+                if is_open
+                else f"takes no new instances: {self._standing.reason or f'it is {state}'}",
+            )
+        self.is_open = is_open
+        if is_open and admin is not None:
+            self._turn = admin.turn
+        if self._standing.is_waiting:
+            self.wait_s = min(LAST_WAIT_S, self.wait_s * 2 or FIRST_WAIT_S)
+        else:
+            self.wait_s = 0.0
+
+    def _facts(self, hold: str | None, admin: Admin | None) -> Facts:
+        """Return what is to be known; what would change nothing is not asked for."""
+        self._has_converged = hold is None and (self._has_converged or self._instances.has_converged())
+        is_open = self.is_open and admin is not None and admin.turn == self._turn
+        facts = Facts(
+            hold=hold,
+            state=None if admin is None else admin.effective,
+            has_converged=self._has_converged,
+            is_open=is_open,
+        )
+        if standing(facts).reason is not None:
+            return facts
+        self._has_claims = self._has_claims and self._registrar.exists()
+        if self._has_claims and (is_open or facts.state is not AdminState.ACTIVE):
+            return facts
+        assigned = [item.value for item in self._store.list(keys.assignments(self._provider), Assignment).items]
+        guests = {assignment.uuid for assignment in assigned if assignment.role is Role.RUN}
+        unclaimed = len(guests - self._registrar.claimants()) if guests and not self._has_claims else 0
+        self._has_claims = not unclaimed
+        return replace(facts, unclaimed=unclaimed, unremoved=self._unremoved(assigned))
+
+    def _unremoved(self, assigned: list[Assignment]) -> int:
+        ordered = {a.uuid: a.epoch for a in assigned if a.role is Role.ABSENT}
+        if not ordered:
+            return 0
+        reported = [item.value for item in self._store.list(keys.seen_by(self._provider), Seen).items]
+        gone = {seen.uuid: seen.epoch for seen in reported if seen.is_gone}
+        return sum(gone.get(uuid) != epoch for uuid, epoch in ordered.items())
+
+    def _admin(self) -> Admin | None:
+        """Return what operators and the lead say; None if it cannot be read."""
+        try:
+            found = self._store.get(keys.admin(self._provider), Admin)
+        except Unreadable as error:
+            log.error("%s; the host stays closed", error)
+            return None
+        return Admin() if found is None else found.value
+
+    def _register(self, measured: Measured, admin: Admin | None) -> None:
+        """Have placement as it should be.
+
+        Args:
+            admin: None: what operators say is not known, or not to be believed.
+        """
+        door = self._standing.door
+        if admin is None:
+            self._registrar.register(measured, self._traits, door=door)
+            return
+        given = frozenset(admin.traits)
+        former = self._memory.given_traits() - given
+        self._memory.remember_given_traits(given | former)
+        zones = {zone.name: zone.aggregate for zone in self._zones()}
+        if admin.zone is not None and admin.zone not in zones:
+            log.error("the host is in zone %s, of which etcd knows nothing", admin.zone)
+        said = Said(
+            traits=given,
+            former_traits=former,
+            zone=None if admin.zone is None else zones.get(admin.zone),
+            zones=frozenset(zones.values()),
+        )
+        self._registrar.register(measured, self._traits, door=door, said=said)
+        self._memory.remember_given_traits(given)
+
+    def _zones(self) -> list[Zone]:
+        return [item.value for item in self._store.list(keys.ZONES, Zone).items]
 
     def _has_node(self) -> bool:
-        return self._store.get(keys.node(self._node(None).provider), Node) is not None
+        return self._store.get(keys.node(self._provider), Node) is not None
 
-    def _write_node(self, reason: str | None) -> None:
-        node = self._node(reason)
+    def _write_node(self, hold: str | None, measured: Measured) -> None:
+        offered = self._registrar.offered(measured)
+        node = structs.replace(
+            self._node(hold),
+            closed=None if hold is not None else self._standing.reason,
+            inventory={name: InventoryFacts(**structs.asdict(item)) for name, item in sorted(offered.items())},
+        )
         key = keys.node(node.provider)
         found = self._store.get(key, Node)
         if found is not None and _same(found.value, node):

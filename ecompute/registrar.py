@@ -1,12 +1,16 @@
-"""The host's place in placement: its resource provider, what that has, and what it can do.
+"""The host's place in placement: its resource provider, what that has, can do and belongs to.
 
 The provider's uuid is the host's identity: its guests' allocations, its keys in etcd and the
 domains' metadata name it. It is made once and kept on the host's own disk (or set by the operator),
 so that a restart is the same host.
 
-What is not the daemon's stays as it is: aggregates, resource classes other than the three that it
-measures, and traits other than those that tell of processor and accelerator. Operators and the
-cluster's upkeep set those. Nothing is written that is already so.
+Of the provider, the daemon's are: the three classes that it measures, and the one that says that it
+is a host; traits of processor and accelerator, those that operators give it through ``/admin``, and
+`closing.DISABLED`; its shards' aggregates and its zone's. All else stays as it is: classes, ``CUSTOM_``
+traits and aggregates that others set.
+
+Nothing is written that is already so, and nothing read of a provider that nobody has written since
+it was seen to be right: placement counts a generation.
 
 Threads: any; a `Registrar` serves one call at a time.
 """
@@ -18,13 +22,16 @@ import os
 import threading
 import uuid as uuids
 from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
 from pathlib import Path
 
-from ecompute.cluster.closing import CLASSES
+from ecompute.cluster.closing import CLASSES, DISABLED, closed
 from ecompute.cluster.config import Config
-from ecompute.cluster.errors import Conflict, StorageError
-from ecompute.cluster.placement import Placement
-from ecompute.inventory import Measured, inventory, measure, shortfalls
+from ecompute.cluster.errors import Conflict, NotFound, StorageError
+from ecompute.cluster.placement import PRESENCE, Inventory, Placement
+from ecompute.cluster.shards import aggregates_of, all_aggregates
+from ecompute.inventory import Measured, inventory, shortfalls
+from ecompute.standing import Door
 
 IDENTITY_FILE = "provider-uuid"
 OUR_TRAITS = ("HW_CPU_X86_", "CUSTOM_VIRT_")
@@ -83,17 +90,50 @@ def _write_once(path: Path, text: str) -> None:
         os.close(directory)
 
 
-def merge_traits(found: AbstractSet[str], given: AbstractSet[str], known: AbstractSet[str]) -> frozenset[str]:
+@dataclass(frozen=True)
+class Said:
+    """What operators say of a host, as far as placement is to know it.
+
+    Args:
+        traits: what they gave it.
+        former_traits: what they had given it, and took away.
+        zone: the aggregate of its zone, or None.
+        zones: the aggregates of all zones.
+    """
+
+    traits: frozenset[str] = frozenset()
+    former_traits: frozenset[str] = frozenset()
+    zone: str | None = None
+    zones: frozenset[str] = frozenset()
+
+
+def merge_traits(
+    found: AbstractSet[str],
+    given: AbstractSet[str],
+    known: AbstractSet[str],
+    *,
+    former: AbstractSet[str] = frozenset(),
+    is_hidden: bool = False,
+) -> frozenset[str]:
     """Return all traits that the provider is to have. Pure.
 
     Args:
         found: what it has.
-        given: what the daemon says of it.
+        given: what the daemon and operators say of it.
         known: the standard traits of this placement. An older one lacks some, and would refuse all
             of a set that names one of them.
+        former: what operators had given it, and took away.
+        is_hidden: it is to be in no answer.
     """
-    others = {trait for trait in found if not trait.startswith(OUR_TRAITS)}
-    return frozenset(others | {trait for trait in given if trait.startswith("CUSTOM_") or trait in known})
+    others = {trait for trait in found if not trait.startswith(OUR_TRAITS) and trait != DISABLED} - former
+    ours = {trait for trait in given if trait.startswith("CUSTOM_") or trait in known} - {DISABLED}
+    return frozenset(others | ours | ({DISABLED} if is_hidden else set()))
+
+
+def merge_aggregates(found: AbstractSet[str], provider: str, said: Said) -> frozenset[str]:
+    """Return all aggregates that the provider is to be in: others' as found, its shards and its zone. Pure."""
+    others = found - all_aggregates() - said.zones
+    return frozenset(others | aggregates_of(provider) | ({said.zone} if said.zone is not None else set()))
 
 
 class Registrar:
@@ -117,56 +157,79 @@ class Registrar:
         self._lock = threading.Lock()
         self._known_traits: frozenset[str] | None = None
         self._told: list[str] = []
+        self._right: tuple[int, object] | None = None
+        """The provider's generation when all that was wanted was seen to be so, and what that was."""
 
-    def register(self, measured: Measured, traits: AbstractSet[str], *, is_closed: bool = False) -> bool:
-        """Make provider, inventory and traits what they should be; return whether anything was written.
+    def exists(self) -> bool:
+        """Whether placement knows the host."""
+        return self._placement.provider(self._provider) is not None
+
+    def claimants(self) -> frozenset[str]:
+        """Return the consumers that hold something of the host; none if placement does not know it."""
+        try:
+            return frozenset(self._placement.provider_allocations(self._provider))
+        except NotFound:
+            return frozenset()
+
+    def offered(self, measured: Measured) -> dict[str, Inventory]:
+        """Return what the host offers when it is open, by resource class. No I/O."""
+        return inventory(measured, self._config.inventory)
+
+    def register(
+        self,
+        measured: Measured,
+        traits: AbstractSet[str],
+        *,
+        door: Door = Door.OPEN,
+        said: Said | None = None,
+    ) -> bool:
+        """Make provider, traits, aggregates and inventory what they should be; return whether anything was written.
 
         Args:
             measured: what the machine has.
             traits: of processor and accelerator; those that placement does not know are left out.
-            is_closed: nothing new is to be sent here.
+            door: whether something new may be sent here.
+            said: by operators; None: that is not known now, and what they said before stays.
 
         Raises:
             Conflict: another provider has this name: an orphan of an earlier life of this host.
         """
         with self._lock:
             self._tell(shortfalls(measured, self._config.inventory))
-            self._ensure_provider()
-            # Traits first: a new host is asked for by them as soon as it has something to give.
-            has_written = self._set_traits(traits)
-            return self._set_inventory(measured, is_closed=is_closed) or has_written
+            wanted = (measured, frozenset(traits), door, said)
+            generation = self._ensure_provider()
+            if self._right == (generation, wanted):
+                return False
+            self._right = None
+            # Before the inventory: a new host is asked for by them as soon as it has something to give.
+            has_written = self._set_traits(traits, said, is_hidden=door is not Door.OPEN)
+            has_written |= self._set_aggregates(said)
+            has_written |= self._set_inventory(measured, is_closed=door is Door.CLOSED)
+            if not has_written:
+                self._right = generation, wanted
+            return has_written
 
-    def close(self, measured: Measured | None = None) -> bool:
-        """Reserve all VCPU, so that nothing new is sent here; return whether anything was written.
+    def close(self) -> bool:
+        """Keep everything new off the host; return whether anything was written.
 
         Nothing happens if the host was never registered.
         """
         with self._lock:
-            if self._placement.provider(self._provider) is None:
+            self._right = None
+            try:
+                return self._placement.close_host(self._provider)
+            except NotFound:
                 return False
-            return self._set_inventory(self._measured(measured), is_closed=True)
 
-    def open(self, measured: Measured | None = None) -> bool:
-        """Take back what `close` did; return whether anything was written.
-
-        Raises:
-            NotFound: the host was never registered.
-        """
-        with self._lock:
-            return self._set_inventory(self._measured(measured), is_closed=False)
-
-    def _measured(self, measured: Measured | None) -> Measured:
-        return measure(self._config.state_dir) if measured is None else measured
-
-    def _ensure_provider(self) -> None:
-        """See that there is our provider.
+    def _ensure_provider(self) -> int:
+        """See that there is our provider, and return its generation.
 
         Placement's names are unique; who has ours, and is not us, is what this host was before its
         state directory was lost, or another host of that name.
         """
         found = self._placement.provider(self._provider)
         if found is not None and found.name == self._name:
-            return
+            return found.generation
         other = self._placement.provider_by_name(self._name)
         if other is not None and other.uuid != self._provider:
             raise Conflict(
@@ -178,23 +241,38 @@ class Registrar:
                     "another host, set another `name`"
                 ),
             )
-        self._placement.ensure_provider(self._provider, self._name)
+        made = self._placement.ensure_provider(self._provider, self._name)
         if found is None:
             log.info("registered provider %s, named %s", self._provider, self._name)
         else:
             log.info("provider %s, named %s until now, is named %s", self._provider, found.name, self._name)
+        return made.generation
 
-    def _set_traits(self, given: AbstractSet[str]) -> bool:
+    def _set_traits(self, given: AbstractSet[str], said: Said | None, *, is_hidden: bool) -> bool:
         if self._known_traits is None:
             self._known_traits = self._placement.known_traits()
-        found = self._placement.traits(self._provider)
-        return self._placement.set_traits(self._provider, merge_traits(found, given, self._known_traits))
+        known, said = self._known_traits, said or Said()
+        return self._placement.change_traits(
+            self._provider,
+            lambda found: merge_traits(
+                found, given | said.traits, known, former=said.former_traits, is_hidden=is_hidden
+            ),
+        )
+
+    def _set_aggregates(self, said: Said | None) -> bool:
+        ours = aggregates_of(self._provider)
+        return self._placement.change_aggregates(
+            self._provider,
+            lambda found: found | ours if said is None else merge_aggregates(found, self._provider, said),
+        )
 
     def _set_inventory(self, measured: Measured, *, is_closed: bool) -> bool:
-        found = self._placement.inventories(self._provider).inventories
-        others = {name: item for name, item in found.items() if name not in CLASSES}
-        ours = inventory(measured, self._config.inventory, is_closed=is_closed)
-        return self._placement.set_inventories(self._provider, others | ours)
+        ours = self.offered(measured)
+        ours = (closed(ours) if is_closed else ours) | {PRESENCE: Inventory(total=1, max_unit=1)}
+        return self._placement.change_inventories(
+            self._provider,
+            lambda found: {name: item for name, item in found.items() if name not in CLASSES} | ours,
+        )
 
     def _tell(self, texts: list[str]) -> None:
         """Log what the configuration asks in vain, once as long as it stays so."""

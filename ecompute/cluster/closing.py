@@ -20,10 +20,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
+from typing import Any
 
 import msgspec
 
-from ecompute.cluster.placement import Inventory
+from ecompute.cluster.documents import Admin
+from ecompute.cluster.placement.documents import Inventory
 
 VCPU = "VCPU"
 MEMORY_MB = "MEMORY_MB"
@@ -53,3 +55,12 @@ def is_closed(inventories: Mapping[str, Inventory], traits: AbstractSet[str]) ->
     return DISABLED in traits and all(
         item.reserved >= item.total for name, item in inventories.items() if name in CLASSES
     )
+
+
+def said(admin: Admin, **changes: Any) -> Admin:
+    """Return ``admin`` with ``changes``, counting one turn more where its effective state is another.
+
+    By the turn a host that was away finds that it was closed meanwhile, though it is active again.
+    """
+    after = msgspec.structs.replace(admin, **changes)
+    return after if after.effective is admin.effective else msgspec.structs.replace(after, turn=admin.turn + 1)

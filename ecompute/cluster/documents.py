@@ -288,6 +288,8 @@ class Admin(Document, frozen=True, kw_only=True):
     """For people: a room, a rack."""
     traits: tuple[str, ...] = ()
     """``CUSTOM_`` traits that operators gave it."""
+    turn: int = 0
+    """How often its effective state has changed (`ecompute.cluster.closing.said`)."""
 
     @property
     def effective(self) -> AdminState:

@@ -5,6 +5,7 @@ its own memory over etcd in one thing: what was once built here is never built a
 
 - ``memory/instances/<uuid>.json``: one `Record` an instance. A removed one stays as a tombstone.
 - ``memory/cluster.json``: the `Cluster` that the host belongs to.
+- ``memory/given-traits.json``: what operators gave it, to be told from traits that others set.
 
 A record is replaced atomically and is on the disk before the step it announces is taken. Safe from
 several threads for different instances.
@@ -13,6 +14,7 @@ several threads for different instances.
 from __future__ import annotations
 
 import os
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import TypeVar
 
@@ -38,6 +40,12 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True):
     """Why this host holds, until an operator has seen to it."""
 
 
+class GivenTraits(msgspec.Struct, frozen=True, kw_only=True):
+    """The traits that operators had this host have, as far as they may stand in placement."""
+
+    traits: tuple[str, ...] = ()
+
+
 class Memory:
     """The files under ``directory``; read once, written through.
 
@@ -49,6 +57,7 @@ class Memory:
     def __init__(self, directory: Path) -> None:
         self._instances = directory / "instances"
         self._cluster = directory / "cluster.json"
+        self._given_traits = directory / "given-traits.json"
         self._instances.mkdir(parents=True, exist_ok=True, mode=0o700)
         for left_over in directory.rglob("*.new"):
             left_over.unlink(missing_ok=True)
@@ -93,6 +102,15 @@ class Memory:
 
     def remember_cluster(self, cluster: Cluster) -> None:
         _write(self._cluster, cluster)
+
+    def given_traits(self) -> frozenset[str]:
+        """Return the traits that may stand in placement because operators gave them to this host."""
+        return frozenset(_read(self._given_traits, GivenTraits).traits) if self._given_traits.exists() else frozenset()
+
+    def remember_given_traits(self, traits: AbstractSet[str]) -> None:
+        """Put ``traits`` on the disk, if they are others; before they are written, and once others are gone."""
+        if self.given_traits() != traits:
+            _write(self._given_traits, GivenTraits(traits=tuple(sorted(traits))))
 
     def is_blank(self) -> bool:
         """Whether this host has never belonged to any cluster."""

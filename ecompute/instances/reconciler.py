@@ -135,7 +135,8 @@ class InstanceReconciler:
         self._scanning.start()
 
     def rescan(self) -> None:
-        """Go through everything soon."""
+        """Go through everything soon; `has_converged` tells when that is done."""
+        self._has_scanned.clear()
         self._scanning.wake()
 
     def has_converged(self) -> bool:

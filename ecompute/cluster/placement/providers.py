@@ -16,6 +16,7 @@ from urllib.parse import quote
 
 import msgspec
 
+from ecompute.cluster.closing import closed, closed_traits
 from ecompute.cluster.errors import Conflict, Refused
 from ecompute.cluster.placement.claiming import Usages, provider_missing
 from ecompute.cluster.placement.documents import (
@@ -263,6 +264,17 @@ class Providers:
             return True
 
         return self._transport.settle(step)
+
+    def close_host(self, uuid: str) -> bool:
+        """Keep everything new off a host, as `ecompute.cluster.closing` tells; return whether anything was written.
+
+        Idempotent. What its guests hold stays theirs.
+
+        Raises:
+            NotFound: there is no such provider.
+        """
+        has_written = self.change_traits(uuid, closed_traits)
+        return self.change_inventories(uuid, closed) or has_written
 
     def hosts(self, *, count: int = 0, member_of: str | None = None) -> dict[str, Summary]:
         """Return what is known of every host, by its provider, full and closed ones included.

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable
+from typing import Any
 
 import pytest
 
+from ecompute.cluster.closing import DISABLED
 from ecompute.cluster.config import Config, InventorySettings
-from ecompute.cluster.errors import ClaimRefused, Conflict, NotFound
+from ecompute.cluster.errors import ClaimRefused, Conflict
 from ecompute.cluster.placement import Inventory, Placement
+from ecompute.cluster.shards import aggregates_of
 from ecompute.inventory import Measured
-from ecompute.registrar import Registrar
+from ecompute.registrar import Registrar, Said
+from ecompute.standing import Door
 
 MACHINE = Measured(vcpus=8, memory_mb=16000, disk_gb=100)
 TRAITS = frozenset({"HW_CPU_X86_AVX", "CUSTOM_VIRT_KVM"})
@@ -50,8 +53,10 @@ def test_a_new_host_has_its_inventory_and_traits(client: Placement, provider: st
     assert found is not None
     assert found.name == f"host-{provider}"
     assert client.traits(provider) == TRAITS
+    assert client.aggregates(provider) == aggregates_of(provider)
     assert client.inventories(provider).is_same(
         {
+            "CUSTOM_HYPERVISOR": Inventory(total=1, max_unit=1),
             "VCPU": Inventory(total=8, max_unit=8),
             "MEMORY_MB": Inventory(total=16000, reserved=512, max_unit=16000),
             "DISK_GB": Inventory(total=100, max_unit=100),
@@ -60,14 +65,26 @@ def test_a_new_host_has_its_inventory_and_traits(client: Placement, provider: st
     claim(client, provider)
 
 
-@pytest.mark.parametrize("step", [lambda r: r.register(MACHINE, TRAITS), lambda r: r.open(MACHINE)])
-def test_nothing_is_written_that_is_already_so(
-    client: Placement, provider: str, registrar: Registrar, step: Callable[[Registrar], bool]
-) -> None:
-    registrar.register(MACHINE, TRAITS)
+def test_nothing_is_written_that_is_already_so(client: Placement, provider: str, registrar: Registrar) -> None:
+    assert registrar.register(MACHINE, TRAITS)
     before = generation(client, provider)
-    assert not step(registrar)
+    assert not registrar.register(MACHINE, TRAITS)
+    assert not registrar.register(MACHINE, TRAITS)
     assert generation(client, provider) == before
+
+
+def test_a_provider_that_nobody_has_written_is_looked_at_with_one_request(
+    faulty: Placement, proxy: Any, provider: str
+) -> None:
+    registrar = Registrar(faulty, Config(), provider, f"host-{provider}")
+    registrar.register(MACHINE, TRAITS)
+    registrar.register(MACHINE, TRAITS)
+    proxy.seen.clear()
+    registrar.register(MACHINE, TRAITS)
+    assert proxy.seen == [("GET", f"/resource_providers/{provider}")]
+    faulty.set_traits(provider, set())
+    assert registrar.register(MACHINE, TRAITS)
+    assert faulty.traits(provider) == TRAITS
 
 
 def test_a_changed_machine_and_share_are_put_right(client: Placement, provider: str, registrar: Registrar) -> None:
@@ -81,15 +98,18 @@ def test_a_changed_machine_and_share_are_put_right(client: Placement, provider: 
     assert client.traits(provider) == {"CUSTOM_VIRT_QEMU"}
 
 
-def test_a_closed_host_refuses_claims_and_keeps_what_it_has(
+def test_a_closed_host_is_in_no_answer_refuses_claims_and_keeps_what_it_has(
     client: Placement, provider: str, registrar: Registrar
 ) -> None:
     registrar.register(MACHINE, TRAITS)
     guest = claim(client, provider)
-    assert registrar.close(MACHINE)
-    assert not registrar.close(MACHINE)
-    vcpus = client.inventories(provider).inventories["VCPU"]
-    assert vcpus.reserved == vcpus.total == 8
+    assert registrar.close()
+    assert not registrar.close()
+    inventories = client.inventories(provider).inventories
+    for name in ("VCPU", "MEMORY_MB", "DISK_GB"):
+        assert inventories[name].reserved == inventories[name].total
+    assert inventories["CUSTOM_HYPERVISOR"].capacity == 1
+    assert client.traits(provider) == TRAITS | {DISABLED}
     with pytest.raises(ClaimRefused):
         claim(client, provider)
     assert client.allocations(guest)
@@ -98,33 +118,67 @@ def test_a_closed_host_refuses_claims_and_keeps_what_it_has(
 
 def test_the_next_start_opens_a_closed_host(client: Placement, provider: str, registrar: Registrar) -> None:
     registrar.register(MACHINE, TRAITS)
-    registrar.close(MACHINE)
+    registrar.close()
     assert Registrar(client, Config(), provider, f"host-{provider}").register(MACHINE, TRAITS)
+    assert client.traits(provider) == TRAITS
     claim(client, provider)
 
 
 def test_a_host_can_register_closed_and_open_later(client: Placement, provider: str, registrar: Registrar) -> None:
-    registrar.register(MACHINE, TRAITS, is_closed=True)
+    registrar.register(MACHINE, TRAITS, door=Door.CLOSED)
+    assert client.hosts()[provider].resources["VCPU"].capacity == 0
     with pytest.raises(ClaimRefused):
         claim(client, provider)
-    assert registrar.open(MACHINE)
+    assert registrar.register(MACHINE, TRAITS)
     claim(client, provider)
 
 
-def test_a_host_that_was_never_registered_is_closed_without_a_word(client: Placement, registrar: Registrar) -> None:
-    assert not registrar.close(MACHINE)
-    with pytest.raises(NotFound):
-        registrar.open(MACHINE)
+def test_claims_come_back_to_a_hidden_host_which_is_in_no_answer(
+    client: Placement, provider: str, registrar: Registrar
+) -> None:
+    registrar.register(MACHINE, TRAITS, door=Door.HIDDEN)
+    query = f"resources=VCPU:1&in_tree={provider}"
+    assert client.candidates(query, limit=1)
+    assert not client.candidates(f"{query}&required=!{DISABLED}", limit=1)
+    assert registrar.claimants() == set()
+    guest = claim(client, provider)
+    assert registrar.claimants() == {guest}
+
+
+def test_a_host_that_was_never_registered_is_closed_without_a_word(registrar: Registrar) -> None:
+    assert not registrar.close()
+    assert not registrar.exists()
+    assert registrar.claimants() == set()
+
+
+def test_what_operators_give_and_take_is_theirs_and_the_rest_stays(
+    client: Placement, provider: str, registrar: Registrar
+) -> None:
+    registrar.register(MACHINE, TRAITS)
+    with_curl = new_uuid()
+    client.set_traits(provider, TRAITS | {"CUSTOM_CURL"})
+    client.change_aggregates(provider, lambda found: found | {with_curl})
+    north, south = new_uuid(), new_uuid()
+    zones = frozenset({north, south})
+    registrar.register(MACHINE, TRAITS, said=Said(traits=frozenset({"CUSTOM_GOLD"}), zone=north, zones=zones))
+    assert client.traits(provider) == TRAITS | {"CUSTOM_CURL", "CUSTOM_GOLD"}
+    assert client.aggregates(provider) == aggregates_of(provider) | {with_curl, north}
+    assert not registrar.register(MACHINE, TRAITS)  # what operators say is not known: it stays
+    registrar.register(MACHINE, TRAITS, said=Said(former_traits=frozenset({"CUSTOM_GOLD"}), zone=south, zones=zones))
+    assert client.traits(provider) == TRAITS | {"CUSTOM_CURL"}
+    assert client.aggregates(provider) == aggregates_of(provider) | {with_curl, south}
+    registrar.register(MACHINE, TRAITS, said=Said(zones=zones))
+    assert client.aggregates(provider) == aggregates_of(provider) | {with_curl}
 
 
 def test_what_operators_set_on_the_provider_stays(client: Placement, provider: str, registrar: Registrar) -> None:
     registrar.register(MACHINE, TRAITS)
-    client.set_traits(provider, TRAITS | {"CUSTOM_RACK_7", "COMPUTE_STATUS_DISABLED"})
+    client.set_traits(provider, TRAITS | {"CUSTOM_RACK_7"})
     gpus = {"CUSTOM_GPU": Inventory(total=2, max_unit=2)}
     client.set_inventories(provider, client.inventories(provider).inventories | gpus)
-    registrar.close(MACHINE)
+    registrar.close()
     registrar.register(MACHINE, frozenset({"CUSTOM_VIRT_QEMU"}))
-    assert client.traits(provider) == {"CUSTOM_VIRT_QEMU", "CUSTOM_RACK_7", "COMPUTE_STATUS_DISABLED"}
+    assert client.traits(provider) == {"CUSTOM_VIRT_QEMU", "CUSTOM_RACK_7"}
     assert client.inventories(provider).inventories["CUSTOM_GPU"].total == 2
 
 

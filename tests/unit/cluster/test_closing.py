@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ecompute.cluster.closing import CLASSES, DISABLED, closed, closed_traits, is_closed
+from ecompute.cluster.closing import CLASSES, DISABLED, closed, closed_traits, is_closed, said
+from ecompute.cluster.documents import Admin, AdminState
 from ecompute.cluster.placement import PRESENCE, Inventory
 
 
@@ -49,3 +52,23 @@ def test_neither_the_trait_nor_the_reserve_alone_closes(found: dict[str, Invento
     assert not is_closed(closed(found), has - {DISABLED})
     if any(item.reserved < item.total for name, item in found.items() if name in CLASSES):
         assert not is_closed(found, closed_traits(has))
+
+
+CHANGES = st.fixed_dictionaries(
+    {},
+    optional={
+        "state": st.sampled_from([AdminState.ACTIVE, AdminState.DRAINING, AdminState.MAINTENANCE]),
+        "lost_since": st.none() | st.just("2026-01-01T00:00:00.000Z"),
+        "location": st.text(max_size=3),
+    },
+)
+
+
+@given(st.lists(CHANGES))
+def test_each_change_of_the_effective_state_is_a_turn_and_no_other_is(changes: list[dict[str, Any]]) -> None:
+    admin, turns = Admin(), 0
+    for change in changes:
+        after = said(admin, **change)
+        turns += after.effective is not admin.effective
+        admin = after
+        assert admin.turn == turns

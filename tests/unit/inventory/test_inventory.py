@@ -1,4 +1,4 @@
-"""What a host offers: measured, shared, reserved, closed."""
+"""What a host offers: measured, shared, reserved."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MEASURED = st.builds(Measured, vcpus=st.integers(1, 4096), memory_mb=AMOUNTS, di
 
 
 def test_a_host_offers_what_it_has_less_half_a_gigabyte() -> None:
-    assert inventory(MACHINE, InventorySettings(), is_closed=False) == {
+    assert inventory(MACHINE, InventorySettings()) == {
         "VCPU": Inventory(total=8, max_unit=8),
         "MEMORY_MB": Inventory(total=16000, reserved=512, max_unit=16000),
         "DISK_GB": Inventory(total=100, max_unit=100),
@@ -44,7 +44,7 @@ def test_shares_reserves_and_ratios_are_what_was_configured() -> None:
         reserved=ReservedSettings(vcpus=1, memory_mb=1000, disk_gb=5),
         ratios=RatioSettings(vcpus=4.0, memory=1.5, disk=2.0),
     )
-    assert inventory(MACHINE, settings, is_closed=False) == {
+    assert inventory(MACHINE, settings) == {
         "VCPU": Inventory(total=4, reserved=1, max_unit=4, allocation_ratio=4.0),
         "MEMORY_MB": Inventory(total=8000, reserved=1000, max_unit=8000, allocation_ratio=1.5),
         "DISK_GB": Inventory(total=50, reserved=5, max_unit=50, allocation_ratio=2.0),
@@ -54,43 +54,32 @@ def test_shares_reserves_and_ratios_are_what_was_configured() -> None:
 
 def test_a_share_larger_than_the_machine_is_the_machine_and_says_so() -> None:
     settings = InventorySettings(vcpus=99)
-    assert inventory(MACHINE, settings, is_closed=False)["VCPU"].total == 8
+    assert inventory(MACHINE, settings)["VCPU"].total == 8
     assert shortfalls(MACHINE, settings) == ["inventory.vcpus is 99, and the machine has 8: 8 is what is offered"]
 
 
 def test_a_host_without_disk_offers_none_and_says_so() -> None:
     measured = Measured(vcpus=1, memory_mb=1024, disk_gb=0)
-    assert inventory(measured, InventorySettings(), is_closed=False).keys() == {"VCPU", "MEMORY_MB"}
+    assert inventory(measured, InventorySettings()).keys() == {"VCPU", "MEMORY_MB"}
     assert shortfalls(measured, InventorySettings()) == ["there is no DISK_GB to offer"]
 
 
 def test_a_host_whose_memory_is_all_reserved_says_so() -> None:
     measured = Measured(vcpus=1, memory_mb=256, disk_gb=1)
-    assert inventory(measured, InventorySettings(), is_closed=False)["MEMORY_MB"].capacity == 0
+    assert inventory(measured, InventorySettings())["MEMORY_MB"].capacity == 0
     assert shortfalls(measured, InventorySettings()) == [
         "inventory.reserved.memory_mb is 512 of 256: nothing is left for guests"
     ]
 
 
-@given(MEASURED, SETTINGS, st.booleans())
-def test_placement_takes_whatever_is_offered(measured: Measured, settings: InventorySettings, is_closed: bool) -> None:
-    offered = inventory(measured, settings, is_closed=is_closed)
+@given(MEASURED, SETTINGS)
+def test_placement_takes_whatever_is_offered(measured: Measured, settings: InventorySettings) -> None:
+    offered = inventory(measured, settings)
     assert offered.keys() <= CLASSES
     for item in offered.values():
         assert 0 <= item.reserved <= item.total
         assert 1 <= item.min_unit <= item.max_unit == item.total <= MAX_INT
         assert item.allocation_ratio > 0
-
-
-@given(MEASURED, SETTINGS)
-def test_a_closed_host_differs_only_in_having_no_vcpu_left(measured: Measured, settings: InventorySettings) -> None:
-    opened = inventory(measured, settings, is_closed=False)
-    closed = inventory(measured, settings, is_closed=True)
-    assert closed["VCPU"].capacity == 0
-    assert closed["VCPU"].total == opened["VCPU"].total
-    assert {name: item for name, item in closed.items() if name != "VCPU"} == {
-        name: item for name, item in opened.items() if name != "VCPU"
-    }
 
 
 def test_this_machine_has_something_of_everything(tmp_path: Path) -> None:
