@@ -24,11 +24,17 @@
      │   └─ StorageUnavailable
      ├─ StepFailed              a step on the host went wrong
      │   ├─ HypervisorError
+     │   │   └─ ForeignDomain   (`ecompute.instances.actuate`)
      │   ├─ NetworkError
      │   ├─ StorageError
-     │   └─ Lost                what was once built here is gone
+     │   ├─ Lost                what was once built here is gone
+     │   └─ PortTaken           (`ecompute.dev.placement`)
      ├─ Cancelled               the work is not wanted any more
-     └─ DeadlineExceeded
+     ├─ DeadlineExceeded
+     │   └─ HostSilent          (`eschedule.cloud.instances`)
+     ├─ Unreadable              a key holds another document than it should (`ecompute.cluster.documents`)
+     ├─ NotLeading              the term ended meanwhile (`ecompute.cluster.upkeep.duties`)
+     └─ OutputFailed            standard output cannot be written (`ecompute.cluster.terminal`)
 
 The text of an error is one line that says what was tried, on what, what was found; `hint` says what
 to do about it. `code` is stable and public: programs compare it, people read the text. An error is
