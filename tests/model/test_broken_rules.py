@@ -15,7 +15,7 @@ from cloudmodel.calm import let_a_round_pass
 from cloudmodel.etcd import Delete
 from cloudmodel.machine import DataLossMachine
 from cloudmodel.rules import Rules, Violated
-from cloudmodel.world import Fate
+from cloudmodel.world import HOSTS, Fate
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
@@ -128,6 +128,40 @@ def half_way_through_a_plan(machine: DataLossMachine) -> None:
     machine.world.etcd.commit([], [Delete(keys.instance(uuid)), Delete(keys.assignment("alpha", uuid))])
 
 
+GANG_STEPS = 11
+"""As many as a gang of three takes up to its commit."""
+
+
+def gang_in_part(machine: DataLossMachine) -> None:
+    machine._launch_gang(0, 3, GANG_STEPS - 2)
+
+
+def gang_before_its_commit(machine: DataLossMachine) -> None:
+    """Its scheduler sleeps."""
+    machine._launch_gang(0, 3, GANG_STEPS)
+    machine.world.processes[-1].is_paused = True
+    machine.etcd_backup = machine.world.etcd.snapshot()
+
+
+def gang_running_since_the_backup(machine: DataLossMachine) -> None:
+    gang_before_its_commit(machine)
+    machine.world.run(machine.world.processes[-1], 3)
+    let_a_round_pass(machine.world)
+
+
+def gang_committed_before_the_setting_back(machine: DataLossMachine) -> None:
+    """Its commit went unanswered; its guests run; etcd is set back to before it, and the hosts hold."""
+    gang_before_its_commit(machine)
+    process = machine.world.processes[-1]
+    machine.world.run(process, 1, Fate.UNANSWERED)
+    for host in HOSTS:
+        for uuid in machine.world.uuids:
+            machine._wake(host).run(uuid, 30, Fate.FINE)
+    machine.world.set_etcd_back(machine.etcd_backup, is_other_cluster=False)
+    for host in HOSTS:
+        machine._wake(host).heartbeat()
+
+
 ROUND, STEP, LANE = "let_a_round_pass", "step_process", "step_lane"
 HANG, WORK = "let_lanes_hang", "let_hosts_work"
 
@@ -236,6 +270,34 @@ BROKEN = [
         about_to_be_released,
         (STEP, WORK),
         ("released in use", "used without a claim"),
+    ),
+    Broken(
+        "a host begins a member before its gang is committed",
+        replace(HELD, gang_waits_for_its_commit=False),
+        gang_in_part,
+        (WORK, STEP),
+        ("begun before the commit",),
+    ),
+    Broken(
+        "a gang is committed without a look at its record",
+        replace(HELD, gang_writes_compare_its_record=False),
+        gang_before_its_commit,
+        (ROUND, STEP),
+        ("committed in part",),
+    ),
+    Broken(
+        "a gang whose commit went unanswered is taken back",
+        replace(HELD, gang_in_doubt_is_left_alone=False),
+        gang_committed_before_the_setting_back,
+        (STEP,),
+        ("released in use",),
+    ),
+    Broken(
+        "the lead orders the members of a gang away",
+        replace(HELD, cancelled_gang_is_refused_by_its_hosts=False),
+        gang_running_since_the_backup,
+        ("set_etcd_back", ROUND),
+        ("destroyed unasked",),
     ),
 ]
 

@@ -7,7 +7,7 @@ from cloudmodel.rules import Violated
 from cloudmodel.upkeep import upkeep
 from cloudmodel.world import Fate, World
 from ecompute.cluster import keys
-from ecompute.cluster.documents import Role, State
+from ecompute.cluster.documents import GangState, Instance, Role, State
 from ecompute.instances.plan import Phase
 
 ROUNDS = 7
@@ -93,6 +93,7 @@ def check_the_end(world: World) -> None:
             state = None if seen is None else seen.value.state
             if state not in (State.CREATED, State.ERROR):
                 raise Violated("never built", f"{uuid}: {seen}")
+    _check_gangs(world, instances)
     for uuid, claim in world.placement.allocations.items():
         if uuid not in instances and uuid not in reported:
             raise Violated("held for ever", f"the claim of {uuid} on {claim.provider}")
@@ -110,3 +111,22 @@ def check_the_end(world: World) -> None:
         uuid = entry.value.instance_uuid
         if uuid not in instances and uuid not in used | reported:
             raise Violated("address leaked", f"{key} of {uuid}")
+
+
+def _check_gangs(world: World, instances: dict[str, Instance]) -> None:
+    """All of a gang, or nothing of it; no record without members."""
+    for gang in set(world.gang_of.values()):
+        members = {uuid for uuid, name in world.gang_of.items() if name == gang}
+        present = members & instances.keys()
+        record = world.etcd.get(keys.gang(gang))
+        if record is not None and record.value.state is GangState.WRITING:
+            raise Violated("held for ever", f"{gang} is still being written")
+        if record is not None and not present:
+            raise Violated("held for ever", f"the record of {gang}, which has no members")
+        if world.was_set_back:
+            continue
+        missing = members - present - world.ordered
+        if gang in world.committed and missing:
+            raise Violated("launched in part", f"{gang} lacks {missing}")
+        if gang not in world.committed and present:
+            raise Violated("launched in part", f"{gang} was not committed and has {present}")

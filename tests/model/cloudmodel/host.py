@@ -17,6 +17,8 @@ from ecompute.cluster import keys
 from ecompute.cluster.documents import (
     Alive,
     Assignment,
+    Gang,
+    GangState,
     Incarnation,
     Node,
     Operation,
@@ -279,12 +281,19 @@ class Daemon:
         yield "read assignment"
         reported, _ = self._get(keys.seen(provider, uuid), Seen)
         yield "read report"
-        planned = self._plan(assignment, reported, uuid, has_claim=True)
+        gang = None
+        if assignment is not None and assignment.gang is not None and uuid not in host.records:
+            record, _ = self._get(keys.gang(assignment.gang), Gang)
+            gang = None if record is None else record.state
+            if not self.rules.gang_waits_for_its_commit:
+                gang = GangState.COMMITTED
+            yield "read its gang"
+        planned = self._plan(assignment, reported, uuid, gang, has_claim=True)
         if Step.REPORT_CREATING in planned.steps and self.rules.host_checks_the_claim:
             yield "planned"
             claim = self.world.placement.allocations.get(uuid)
             has_claim = claim is not None and claim.provider == provider
-            planned = self._plan(assignment, reported, uuid, has_claim=has_claim)
+            planned = self._plan(assignment, reported, uuid, gang, has_claim=has_claim)
         if planned.steps and assignment is not None and host.cluster is not None:
             self._learn(host.cluster.incarnation, as_read.mod_revision or 0)
         try:
@@ -294,7 +303,15 @@ class Daemon:
             follows = after_failure(planned, host.look(uuid), host.records.get(uuid), "it failed")
             yield from self._do_all(self._broken(follows, uuid, planned), uuid, assignment, as_read)
 
-    def _plan(self, assignment: Assignment | None, reported: Seen | None, uuid: str, *, has_claim: bool) -> Plan:
+    def _plan(
+        self,
+        assignment: Assignment | None,
+        reported: Seen | None,
+        uuid: str,
+        gang: GangState | None,
+        *,
+        has_claim: bool,
+    ) -> Plan:
         wanted = assignment
         if assignment is None and not self.rules.host_leaves_what_nobody_asks_for and not self._holds:
             record = self.host.records.get(uuid)
@@ -317,6 +334,7 @@ class Daemon:
             boot_id=self.host.boot_id,
             reported=reported,
             has_claim=has_claim,
+            gang=gang,
         )
 
     def _broken(self, follows: Plan, uuid: str, planned: Plan) -> Plan:
@@ -381,6 +399,10 @@ class Daemon:
 
     def _do(self, step: Step, uuid: str) -> None:
         host, world = self.host, self.world
+        if step.changes_host and not step.value.startswith(("remove", "leave", "stop", "undefine")):
+            gang = world.gang_of.get(uuid)
+            if gang is not None and gang not in world.committed:
+                raise Violated("begun before the commit", f"{step} of {uuid}, of {gang}")
         if step is Step.OVERLAY and uuid not in host.disks:
             is_excused = host.was_wiped and world.was_set_back  # then nobody knows
             if uuid in world.started and not is_excused:

@@ -11,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from cloudmodel.asking import destroy, schedule
 from cloudmodel.calm import LANE_STEPS, TURNS, calm_down, check_the_end, let_a_round_pass
 from cloudmodel.etcd import Delete, Etcd
+from cloudmodel.gangs import schedule_gang
 from cloudmodel.host import Daemon
 from cloudmodel.placement import Allocation
 from cloudmodel.rules import Rules, Violated
@@ -90,6 +91,29 @@ class CloudMachine(RuleBasedStateMachine):
     )
     def launch(self, prefer: int, count: int, then: str) -> None:
         self._launch(prefer, count)
+        process = self.world.processes[-1]
+        process.is_paused = then == "is paused"
+        if then == "is killed":
+            self.world.kill(process)
+
+    def _launch_gang(self, prefer: int, size: int, count: int) -> None:
+        world = self.world
+        gang = f"g{len(world.uuids)}"
+        uuids = tuple(f"u{len(world.uuids) + n}" for n in range(size))
+        world.uuids += uuids
+        world.gang_of |= dict.fromkeys(uuids, gang)
+        process = world.spawn(f"launch of {gang}", lambda process: schedule_gang(world, gang, uuids, prefer))
+        world.run(process, count)
+
+    @precondition(lambda self: len(self.world.uuids) < INSTANCES)
+    @rule(
+        prefer=st.integers(0, 1),
+        size=st.integers(2, 3),
+        count=st.sampled_from([1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 30]),
+        then=st.sampled_from(["goes on", "is paused", "is killed"]),
+    )
+    def launch_gang(self, prefer: int, size: int, count: int, then: str) -> None:
+        self._launch_gang(prefer, size, count)
         process = self.world.processes[-1]
         process.is_paused = then == "is paused"
         if then == "is killed":
@@ -232,7 +256,10 @@ class DataLossMachine(CloudMachine):
         self.world.set_placement_back(self.placement_backup)
 
     @precondition(lambda self: self.world.uuids)
-    @rule(pick=PICK, what=st.sampled_from(["new", "all", "instance", "assignment", "assignment", "seen", "intent"]))
+    @rule(
+        pick=PICK,
+        what=st.sampled_from(["new", "all", "instance", "assignment", "assignment", "seen", "intent", "gang"]),
+    )
     def lose_keys(self, pick: int, what: str) -> None:
         etcd, uuid = self.world.etcd, self._uuid(pick)
         self.world.was_set_back = True
@@ -243,6 +270,7 @@ class DataLossMachine(CloudMachine):
             "all": list(etcd.data),
             "instance": [keys.instance(uuid)],
             "intent": [keys.intent(uuid)],
+            "gang": [keys.gang(self.world.gang_of[uuid])] if uuid in self.world.gang_of else [],
             "assignment": [keys.assignment(host, uuid) for host in HOSTS],
             "seen": [keys.seen(host, uuid) for host in HOSTS],
         }[what]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 OURS = "ECOMPUTE_INSTANCE"
@@ -33,6 +34,16 @@ class Placement:
         if consumer in self.allocations or self.used(provider) >= self.capacity[provider]:
             raise RefusedError
         self.allocations[consumer] = Allocation(provider, 1)
+
+    def claim_many(self, claims: Mapping[str, str]) -> None:
+        """``POST`` for several consumers ({consumer: provider}): all or none."""
+        wanted = Counter(claims.values())
+        if claims.keys() & self.allocations.keys() or any(
+            self.used(provider) + count > self.capacity[provider] for provider, count in wanted.items()
+        ):
+            raise RefusedError
+        for consumer, provider in claims.items():
+            self.allocations[consumer] = Allocation(provider, 1)
 
     def release(self, consumer: str, generation: int) -> None:
         """``PUT`` of nothing, with the generation that was read."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from msgspec import structs
 
 from cloudmodel.etcd import Compare, Delete, Entry, Put, unchanged
+from cloudmodel.gang_upkeep import look_at_gangs, mind_gangs
 from cloudmodel.host import NOTHING
 from cloudmodel.placement import RefusedError
 from cloudmodel.world import HOSTS, Lease, Process, Steps, Unanswered, World
@@ -36,6 +37,7 @@ from ecompute.cluster.upkeep.decide import (
     leaks,
     releases,
 )
+from ecompute.cluster.upkeep.gang_plan import GangsLook, keep_gangs
 
 LEAD_TTL_S = 15.0
 ANSWER_TTL_S = 25.0
@@ -151,6 +153,7 @@ def upkeep(world: World, process: Process) -> Steps:
     """Campaign for the lead; while it is held, finish and audit."""
     etcd = world.etcd
     before: Look | None = None
+    gangs: GangsLook | None = None
     while True:
         yield "campaigns"
         if etcd.get(LEAD) is not None:
@@ -174,6 +177,9 @@ def upkeep(world: World, process: Process) -> Steps:
             found = leaks(before, now)
             before = keep(before, now)
             yield from _repair(world, process, found, guard, checked)
+            looked = yield from look_at_gangs(world)
+            yield from mind_gangs(world, gangs, looked, guard)
+            gangs = keep_gangs(gangs, looked)
 
 
 def _in_hand(world: World) -> list[tuple[str, str]]:

@@ -11,7 +11,8 @@ from enum import StrEnum
 from cloudmodel.etcd import Compare, Delete, Entry, Etcd, Put
 from cloudmodel.placement import Allocation, Placement, RefusedError
 from cloudmodel.rules import Rules, Violated
-from ecompute.cluster.documents import Interface, Power, Resources, Spec
+from ecompute.cluster import keys
+from ecompute.cluster.documents import Gang, GangState, Interface, Power, Resources, Spec
 
 Steps = Generator[str, None, None]
 
@@ -89,6 +90,10 @@ class World:
     """Instances whose disk was once moved away by hand: rubbish meanwhile, it may come back."""
     was_set_back: bool = False
     """Whether etcd ever lost anything."""
+    gang_of: dict[str, str] = field(default_factory=dict)
+    """Instance to its gang."""
+    committed: set[str] = field(default_factory=set)
+    """Gangs whose commit was ever written."""
 
     def __post_init__(self) -> None:
         from cloudmodel.host import Host
@@ -103,6 +108,10 @@ class World:
         if fate is Fate.LOST:
             raise Unanswered
         revision = self.etcd.commit(compares, operations)
+        for operation in operations:
+            value = operation.value if isinstance(operation, Put) else None
+            if isinstance(value, Gang) and value.state is GangState.COMMITTED:
+                self._committed(value)
         if fate is Fate.UNANSWERED:
             raise Unanswered
         return revision
@@ -191,6 +200,15 @@ class World:
         host = self.hosts.get(allocation.provider)
         if host is not None and host.holds(consumer) and not self._is_excused(consumer):
             raise Violated("released in use", f"{consumer} is on {host.provider}: {host.look(consumer)}")
+
+    def _committed(self, gang: Gang) -> None:
+        self.committed.add(gang.uuid)
+        if self.was_set_back or self.unbacked:
+            return
+        for uuid in gang.members:
+            is_there = self.etcd.get(keys.instance(uuid)) is not None and uuid in self.placement.allocations
+            if not is_there and uuid not in self.ordered:
+                raise Violated("committed in part", f"{uuid} of {gang.uuid}")
 
     def _is_excused(self, uuid: str) -> bool:
         is_rubbish = uuid in self.ordered or uuid not in self.started
