@@ -15,6 +15,7 @@
      ├─ NoRoom                  placement has no allocation for it
      ├─ Refused                 understood, and not allowed
      │   ├─ ClaimRefused        placement refused a claim (see its `scope`)
+     │   ├─ NotPermitted        etcd does not let this user read or write these keys
      │   └─ NewerSchema
      ├─ OnHold                  the data in etcd is not the data that was there before
      ├─ Unavailable             a service does not answer; says which, where and since when
@@ -147,6 +148,16 @@ class ClaimRefused(Refused):
         super().__init__(message, hint=hint)
         self.scope = scope
         self.providers = providers
+
+
+class NotPermitted(Refused):
+    """Etcd does not let this user do it. ``keys`` are those (or the beginnings) that it may not touch."""
+
+    code = "store.not_permitted"
+
+    def __init__(self, message: str, *, keys: tuple[str, ...] = (), hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.keys = keys
 
 
 class NewerSchema(Refused):

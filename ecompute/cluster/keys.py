@@ -13,6 +13,7 @@ from uuid import UUID
 
 from ecompute.cluster.errors import InvalidInput
 
+CLUSTER = "/cluster/"
 INCARNATION = "/cluster/incarnation"
 SCHEMA = "/cluster/schema"
 
@@ -24,6 +25,7 @@ BOOTED = "/booted/"
 NODES = "/nodes/"
 ADMIN = "/admin/"
 ALIVE = "/alive/"
+LOAD = "/load/"
 NETWORKS = "/networks/"
 VNIS = "/vnis/"
 NAMES = "/names/"
@@ -81,8 +83,12 @@ def assignment(provider: str, uuid: str) -> str:
     return assignments(provider) + _part(uuid)
 
 
+def secrets_for(provider: str) -> str:
+    return f"{SECRETS}{_part(provider)}/"
+
+
 def secrets(provider: str, uuid: str) -> str:
-    return f"{SECRETS}{_part(provider)}/{_part(uuid)}"
+    return secrets_for(provider) + _part(uuid)
 
 
 def seen_by(provider: str) -> str:
@@ -107,6 +113,10 @@ def admin(provider: str) -> str:
 
 def alive(provider: str) -> str:
     return ALIVE + _part(provider)
+
+
+def load(provider: str) -> str:
+    return LOAD + _part(provider)
 
 
 def network(uuid: str) -> str:

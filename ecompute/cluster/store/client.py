@@ -23,11 +23,18 @@ from typing import Any, Self, TypeVar
 from ecompute.cluster import keys
 from ecompute.cluster.config import EtcdSettings
 from ecompute.cluster.documents import Unreadable, decode
-from ecompute.cluster.errors import CloudError, CompareFailed, InvalidInput
+from ecompute.cluster.errors import CloudError, CompareFailed, InvalidInput, NotPermitted
 from ecompute.cluster.store.etcd3_loader import rpc
 from ecompute.cluster.store.history import History, Mark, Position
 from ecompute.cluster.store.lease import Lease, LeaseKeeper
-from ecompute.cluster.store.members import Members, Rpc, is_compacted, is_not_found, is_too_large
+from ecompute.cluster.store.members import (
+    Members,
+    Rpc,
+    is_compacted,
+    is_not_found,
+    is_too_large,
+    not_permitted,
+)
 from ecompute.cluster.store.transactions import (
     MAX_OPERATIONS,
     Compare,
@@ -37,10 +44,12 @@ from ecompute.cluster.store.transactions import (
     check_size,
     compare_message,
     failures,
+    never,
     operation_message,
     question_message,
     range_of,
 )
+from ecompute.cluster.store.users import Users
 from ecompute.cluster.store.watch import SILENCE_LIMIT_S, Watcher
 
 log = logging.getLogger(__name__)
@@ -50,6 +59,8 @@ Keys = list[str]
 
 _PAGE = 500
 """Keys a page of a list: some MiB for documents of the usual size."""
+_MAX_BLAMED = 3
+"""How many keys are named of those that a transaction may not touch."""
 _LIST_ATTEMPTS = 3
 """How often a list begins anew when compaction overtakes it."""
 
@@ -188,6 +199,7 @@ class Store:
             CompareFailed: nothing was written; its text and ``keys`` say which did not hold. Also
                 raised, without keys, when a lease of a `Put` has ended.
             InvalidInput: more than 128 comparisons or operations, or etcd does not accept them.
+            NotPermitted: our user may not do this; says which key it is about.
             NewerSchema: a document came from a newer writer and must not be rewritten.
             StoreUnavailable: no answer. With ``may_be_written`` the transaction may have been
                 applied: read again before trying again.
@@ -201,6 +213,8 @@ class Store:
         mark = self._history.mark()
         try:
             answer = self._members.call(_TXN, request, may_repeat=not operations)
+        except NotPermitted as error:
+            raise self._blamed(request) or error from error
         except InvalidInput as error:
             if is_not_found(error.__cause__):
                 raise CompareFailed("nothing was written: a lease of the transaction has ended") from error
@@ -223,6 +237,11 @@ class Store:
             StoreUnavailable: etcd does not answer.
         """
         return self._leases.grant(ttl_s, on_lost)
+
+    @property
+    def users(self) -> Users:
+        """Etcd's users and roles."""
+        return Users(self._members)
 
     # --- watching ------------------------------------------------------------------------------
 
@@ -276,6 +295,24 @@ class Store:
         self.close()
 
     # --- inside --------------------------------------------------------------------------------
+
+    def _blamed(self, refused: Any) -> NotPermitted | None:
+        """Return what of a transaction our user may not do: etcd does not say. Writes nothing."""
+        blamed: dict[str, str] = {}
+        for operation in (*refused.failure, *refused.success):
+            verb, key = _verb_and_key(operation)
+            if key in blamed or len(blamed) == _MAX_BLAMED:
+                continue
+            try:
+                self._members.call(
+                    _TXN, rpc.TxnRequest(compare=[never(keys.INCARNATION)], success=[operation]), may_repeat=True
+                )
+            except NotPermitted:
+                blamed[key] = verb
+            except CloudError:
+                return None
+        said = ", ".join(f"{verb} {key}" for key, verb in blamed.items())
+        return not_permitted(self._members.who, said, tuple(blamed)) if blamed else None
 
     def _read(self, pick: Rpc, request: Any) -> Any:
         mark = self._history.mark()
@@ -357,6 +394,12 @@ class _Pages:
 
     def begin(self, revision: int) -> None:
         self.revision = self.revision or revision
+
+
+def _verb_and_key(operation: Any) -> tuple[str, str]:
+    kind = operation.WhichOneof("request")
+    key: str = bytes(getattr(operation, kind).key).decode("utf-8", "replace")
+    return ("read" if kind == "request_range" else "write"), key
 
 
 def _key(kv: Any) -> str:

@@ -24,7 +24,7 @@ import grpc
 
 from ecompute.cluster.config import EtcdSettings
 from ecompute.cluster.documents import timestamp
-from ecompute.cluster.errors import CloudError, InvalidInput, Refused, StoreUnavailable, one_line
+from ecompute.cluster.errors import CloudError, InvalidInput, NotPermitted, Refused, StoreUnavailable, one_line
 from ecompute.cluster.store.etcd3_loader import etcd3, rpc
 
 log = logging.getLogger(__name__)
@@ -61,6 +61,7 @@ _TOKEN_NOT_TAKEN = (
     "etcdserver: user name is empty",
     "etcdserver: revision of auth store is old",
 )
+_AUTH_CHANGED = "etcdserver: revision of auth store is old"
 _LEADER_PAUSE_S = 0.15
 """Between attempts while the cluster elects a leader."""
 
@@ -89,6 +90,7 @@ class Member:
             grpc_options=_OPTIONS,
         )
         self.watch_stub: Any = rpc.WatchStub(self.client.channel)
+        self.auth_stub: Any = rpc.AuthStub(self.client.channel)
 
     def metadata(self, timeout_s: float) -> tuple[tuple[str, str], ...]:
         """Return what goes with each call; asks for a token if there must be one and is none.
@@ -115,9 +117,8 @@ class Member:
         except (OSError, UnicodeDecodeError) as error:
             raise InvalidInput(f"the password file of etcd, {file}, cannot be read: {error}") from error
         request = rpc.AuthenticateRequest(name=self._settings.user, password=password)
-        stub = rpc.AuthStub(self.client.channel)
         try:
-            token: str = stub.Authenticate(request, timeout=timeout_s, metadata=(_HAS_LEADER,)).token
+            token: str = self.auth_stub.Authenticate(request, timeout=timeout_s, metadata=(_HAS_LEADER,)).token
         except grpc.RpcError as error:
             if "authentication is not enabled" in _details(error):
                 return ""
@@ -138,6 +139,8 @@ class Members:
 
     def __init__(self, settings: EtcdSettings, timeout_s: float) -> None:
         self.timeout_s = timeout_s
+        self.who = _who(settings)
+        """As whom etcd sees us, for people."""
         self._lock = threading.Lock()
         self._down_since: float | None = None
         self._is_closed = False
@@ -172,7 +175,8 @@ class Members:
             StoreUnavailable: no answer. ``may_be_written`` is set unless ``may_repeat``, or it is
                 certain that etcd did not take it in.
             InvalidInput: etcd does not accept the request as such.
-            Refused: the user may not do this.
+            NotPermitted: our user may not do this.
+            Refused: etcd does not know who we are.
         """
         deadline = time.monotonic() + (self.timeout_s if timeout_s is None else timeout_s)
         attempts_left = len(self._members)
@@ -199,7 +203,11 @@ class Members:
                 member.forget_token()
                 is_token_fresh = True
                 continue
-            if (refusal := _refusal(failure)) is not None:
+            if reached_rpc and _details(failure).startswith(_AUTH_CHANGED) and remaining_s > _LEADER_PAUSE_S:
+                # Somebody changed a user or a role meanwhile; it was certainly not taken in.
+                time.sleep(_LEADER_PAUSE_S * _random.uniform(0.1, 0.5))
+                continue
+            if (refusal := _refusal(failure, request, self.who)) is not None:
                 raise refusal from failure
             may_be_written = not may_repeat and reached_rpc and not _details(failure).startswith(_NOT_TAKEN_IN)
             self.failed(member)
@@ -281,17 +289,51 @@ def is_too_large(failure: BaseException | None) -> bool:
     )
 
 
-def _refusal(failure: grpc.RpcError) -> CloudError | None:
+def not_permitted(who: str, what: str, keys: tuple[str, ...]) -> NotPermitted:
+    """Return the error that says who may not do what, and what to do about it."""
+    return NotPermitted(
+        f"etcd does not let {who} {what}",
+        keys=keys,
+        hint="`ecompute check` says what this host's user may; roles are drawn by `eschedule host enrol`",
+    )
+
+
+def _who(settings: EtcdSettings) -> str:
+    if settings.user is not None:
+        return f"user {settings.user}"
+    return f"the holder of {settings.cert}" if settings.cert is not None else "who shows neither certificate nor user"
+
+
+def _what(request: Any) -> tuple[str, tuple[str, ...]]:
+    """Return what ``request`` tried, in words, and the keys that it named."""
+    kind = type(request).__name__
+    key = bytes(request.key).decode("utf-8", "replace") if kind == "RangeRequest" else ""
+    if key:
+        return f"read {key}", (key,)
+    return ("end this lease", ()) if kind == "LeaseRevokeRequest" else (f"do this ({kind})", ())
+
+
+def _refusal(failure: grpc.RpcError, request: Any, who: str) -> CloudError | None:
     """Return the error for an answer that no other member and no later time would better, or None."""
     details = _details(failure)
     match failure.code():
         case grpc.StatusCode.PERMISSION_DENIED:
-            return Refused(f"etcd refuses it: {details}", hint="give the user's role this range of keys")
+            return not_permitted(who, *_what(request))
+        case grpc.StatusCode.INVALID_ARGUMENT if "user name is empty" in details:
+            return Refused(
+                "etcd wants to know who asks, and was shown neither a certificate nor a user",
+                hint="`eschedule host enrol` makes them; compute.yaml names them: etcd.cert and key, or user",
+            )
         case grpc.StatusCode.INVALID_ARGUMENT if "authentication failed" in details:
             return None  # not the fault of who asks: it works again once etcd or the file is put right
         case grpc.StatusCode.RESOURCE_EXHAUSTED if "larger than max" in details:
             return InvalidInput(f"the request or its answer is too large: {details}", hint="ask for less at once")
-        case grpc.StatusCode.INVALID_ARGUMENT | grpc.StatusCode.OUT_OF_RANGE | grpc.StatusCode.NOT_FOUND:
+        case (
+            grpc.StatusCode.INVALID_ARGUMENT
+            | grpc.StatusCode.OUT_OF_RANGE
+            | grpc.StatusCode.NOT_FOUND
+            | grpc.StatusCode.FAILED_PRECONDITION
+        ):
             return InvalidInput(f"etcd does not accept it: {details}")
         case _:
             return None

@@ -114,6 +114,13 @@ def created_at(key: str, create_revision: int) -> Compare:
     return Compare(key.encode(), b"", Field.CREATE, False, create_revision, f"as created at {create_revision}")
 
 
+def never(key: str) -> Any:
+    """Return the message of a comparison that never holds, of a key that one may read."""
+    message = rpc.Compare(key=key.encode(), create_revision=0)
+    message.result, message.target = rpc.Compare.LESS, rpc.Compare.CREATE
+    return message
+
+
 @dataclass(frozen=True)
 class Put:
     key: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +12,9 @@ import pytest
 
 from ecompute.cluster.config import EtcdSettings
 from ecompute.cluster.documents import Name
-from ecompute.cluster.errors import InvalidInput, Refused, StoreUnavailable
-from ecompute.cluster.store import Put, Store
+from ecompute.cluster.errors import InvalidInput, NotPermitted, StoreUnavailable
+from ecompute.cluster.roles import Access, Grant
+from ecompute.cluster.store import Put, Store, absent
 from ecompute.dev.etcd import EtcdProcess, TlsFiles, start_etcd
 
 
@@ -67,7 +69,7 @@ def secured(tls: TlsFiles, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         control("user", "grant-role", "root", "root")
         control("role", "add", "host")
         control("role", "grant-permission", "host", "--prefix=true", "readwrite", "/mine/")
-        control("role", "grant-permission", "host", "read", "/cluster/incarnation")
+        control("role", "grant-permission", "host", "--prefix=true", "read", "/cluster/")
         control("user", "add", "host:s3cret")
         control("user", "grant-role", "host", "host")
         control("auth", "enable")
@@ -102,10 +104,12 @@ def test_what_is_not_its_own_is_refused_and_its_watch_does_not_end_the_others(
     settings: EtcdSettings, eventually
 ) -> None:
     with Store(settings) as store:
-        with pytest.raises(Refused, match="permission denied"):
+        with pytest.raises(NotPermitted, match="does not let user host read /other/a"):
             store.get("/other/a", Name)
-        with pytest.raises(Refused):
-            store.commit([], [Put("/other/a", name())])
+        with pytest.raises(NotPermitted, match="user host write /other/a") as caught:
+            store.commit([absent("/mine/c")], [Put("/mine/c", name()), Put("/other/a", name())])
+        assert caught.value.keys == ("/other/a",)
+        assert store.get("/mine/c", Name) is None
         watcher = store.watcher()
         other = watcher.follow("/other/", Name, lambda change: None)
         mine = watcher.follow("/mine/", Name, lambda change: None)
@@ -184,6 +188,102 @@ def test_a_server_signed_by_another_authority_is_refused(settings: EtcdSettings,
 def test_a_client_without_certificate_is_refused(settings: EtcdSettings) -> None:
     with Store(replace(settings, cert=None, key=None), timeout_s=3) as store, pytest.raises(StoreUnavailable):
         store.get("/mine/a", Name)
+
+
+def test_a_certificate_that_is_no_users_may_nothing(settings: EtcdSettings) -> None:
+    with Store(replace(settings, user=None, password_file=None)) as store:
+        with pytest.raises(NotPermitted, match=r"the holder of .*member\.pem read /mine/a"):
+            store.get("/mine/a", Name)
+        assert store.users.is_enabled()
+
+
+# --- users and roles -----------------------------------------------------------------------------
+
+ROLE = (Grant("/cluster/", Access.READ), Grant("/hers/", Access.BOTH), Grant("/hers-alone", Access.WRITE))
+
+
+@pytest.fixture
+def root(settings: EtcdSettings, tmp_path: Path) -> Iterator[Store]:
+    password = tmp_path / "root-password"
+    password.write_text("root-password")
+    with Store(replace(settings, user="root", password_file=password)) as store:
+        yield store
+
+
+def test_a_role_becomes_what_it_is_to_be_however_often_it_is_drawn(root: Store) -> None:
+    users = root.users
+    assert users.grants_of("drawn") is None
+    users.set_role("drawn", (Grant("/else/", Access.BOTH), Grant("/hers/", Access.READ)))
+    for _ in range(2):
+        users.set_role("drawn", ROLE)
+        assert users.grants_of("drawn") == set(ROLE)
+    users.delete_role("drawn")
+    users.delete_role("drawn")
+    assert users.grants_of("drawn") is None
+
+
+def test_a_user_is_made_given_a_role_and_taken_back(root: Store, settings: EtcdSettings, tmp_path: Path) -> None:
+    users = root.users
+    users.set_role("hers", ROLE)
+    for _ in range(2):
+        users.add("she", "first")
+        users.give("she", "hers")
+    users.set_password("she", "second")
+    assert users.roles_of("she") == {"hers"}
+    password = tmp_path / "her-password"
+    password.write_text("second")
+    with Store(replace(settings, user="she", password_file=password), timeout_s=2) as store:
+        store.commit([absent("/hers/a")], [Put("/hers/a", name())])
+        assert [store.users.may(grant) for grant in ROLE] == [True, True, True]
+        assert not store.users.may(Grant("/mine/", Access.READ))
+        assert not store.users.may(Grant("/hers-alone", Access.READ))
+        assert not store.users.may(Grant("/hers", Access.WRITE))
+        with pytest.raises(NotPermitted):
+            store.users.add("another", "x")
+        for _ in range(2):
+            users.delete("she")
+        with pytest.raises((StoreUnavailable, NotPermitted)):
+            store.get("/hers/a", Name)
+    assert users.roles_of("she") is None
+
+
+def test_changes_of_users_fail_no_call_of_others(root: Store, settings: EtcdSettings) -> None:
+    done = threading.Event()
+    failed: list[Exception] = []
+
+    def work() -> None:
+        with Store(settings) as store:
+            while not done.is_set():
+                try:
+                    store.commit([], [Put("/mine/busy", name())])
+                except Exception as error:
+                    failed.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    for number in range(40):
+        root.users.set_role("changing", (Grant(f"/changing/{number}/", Access.BOTH),))
+    done.set()
+    thread.join(10)
+    assert not failed
+
+
+def test_a_user_without_a_password_is_who_has_the_certificate(
+    root: Store, settings: EtcdSettings, tls: TlsFiles, tmp_path: Path
+) -> None:
+    root.users.set_role("hers", ROLE)
+    root.users.add("certified")
+    root.users.give("certified", "hers")
+    files = make_files(tmp_path, tls.ca, "certified")
+    with Store(replace(settings, cert=files.cert, key=files.key, user=None, password_file=None)) as store:
+        store.commit([], [Put("/hers/b", name())])
+        (tmp_path / "empty").write_text("")
+        by_password = replace(settings, user="certified", password_file=tmp_path / "empty")
+        with Store(by_password, timeout_s=2) as other, pytest.raises(StoreUnavailable):
+            other.get("/hers/b", Name)
+        root.users.delete("certified")
+        with pytest.raises(NotPermitted):
+            store.commit([], [Put("/hers/b", name())])
 
 
 def test_a_missing_certificate_file_is_named(settings: EtcdSettings, tmp_path: Path) -> None:
