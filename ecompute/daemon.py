@@ -27,7 +27,7 @@ from ecompute import __version__
 from ecompute.cluster import keys
 from ecompute.cluster.config import Config
 from ecompute.cluster.documents import Admin, Incarnation, Node, Secrets, timestamp
-from ecompute.cluster.errors import Conflict, Unavailable
+from ecompute.cluster.errors import Conflict, Refused, Unavailable
 from ecompute.cluster.events import LEAD, Events
 from ecompute.cluster.periodic import Periodic
 from ecompute.cluster.placement import Placement
@@ -164,6 +164,10 @@ class Daemon:
         underlay = links.underlay(config.underlay)
         store = self._services.store(lambda reason: hold.suspect(reason))
         at_end(store.close)
+        upkeep_store = store
+        if config.upkeep is not None:
+            upkeep_store = Store(config.upkeep, on_rollback=lambda reason: hold.suspect(reason))
+            at_end(upkeep_store.close)
         placement = self._services.placement()
         at_end(placement.close)
         retries = Retries("host-retries", lambda what: upkeep.wake())
@@ -266,9 +270,9 @@ class Daemon:
         )
         at_end(operations.close)
         leader = Leader(
-            store,
+            upkeep_store,
             placement,
-            Events(store, LEAD),
+            Events(upkeep_store, LEAD),
             holder=f"{self.name} ({provider})",
             is_held=lambda: hold.reason is not None,
         )
@@ -312,7 +316,7 @@ class Daemon:
         while not self._stopping.is_set():
             try:
                 return attempt()
-            except Unavailable as error:
+            except (Unavailable, Refused) as error:  # what is refused may be granted meanwhile
                 log.warning("waiting for %s: %s", what, error)
             self._stopping.wait(pause * self._rng.uniform(0.8, 1.2))
             pause = min(pause * 2, LAST_RETRY_S)

@@ -22,7 +22,7 @@ from msgspec import structs
 
 from ecompute.cluster import keys
 from ecompute.cluster.documents import Incarnation, Unreadable, timestamp
-from ecompute.cluster.errors import CompareFailed
+from ecompute.cluster.errors import CompareFailed, NotPermitted
 from ecompute.cluster.store import ClusterStatus, Put, Store, absent
 from ecompute.instances.memory import Cluster, Memory
 
@@ -140,6 +140,12 @@ class Hold:
             if found is not None:
                 return found.value.id
             raise
+        except NotPermitted as error:
+            raise NotPermitted(
+                "etcd holds no cluster yet, and this host's user may not begin one",
+                keys=error.keys,
+                hint="`eschedule host enrol` of any host begins it",
+            ) from error
         log.info("began incarnation %s", incarnation.id)
         return incarnation.id
 

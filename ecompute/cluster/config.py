@@ -14,7 +14,7 @@ machine's, is found by who uses it. The settings are frozen, and any thread may 
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -22,6 +22,7 @@ from ecompute.cluster.config_reading import (
     IPNetwork,
     Node,
     Reading,
+    Section,
     read_accelerator,
     read_address,
     read_boolean,
@@ -122,6 +123,8 @@ class Config:
     """The resource provider's; None: the host name."""
     state_dir: Path = Path("/var/lib/ecompute")
     etcd: EtcdSettings = field(default_factory=EtcdSettings)
+    upkeep: EtcdSettings | None = None
+    """How to reach etcd for the lead's work, whose rights are not a host's; None: as for the rest."""
     placement: PlacementSettings = field(default_factory=PlacementSettings)
     inventory: InventorySettings = field(default_factory=InventorySettings)
     images: ImageSettings = field(default_factory=ImageSettings)
@@ -201,6 +204,7 @@ def _config(reading: Reading, root: Node | None, path: Path) -> Config:
             "name": read_name,
             "state_dir": reading.path,
             "etcd": read_node,
+            "upkeep": read_node,
             "placement": read_node,
             "inventory": read_node,
             "image": read_node,
@@ -215,12 +219,15 @@ def _config(reading: Reading, root: Node | None, path: Path) -> Config:
     )
     values = dict(top.values)
     etcd = _etcd(reading, values.pop("etcd", None))
+    upkeep = _upkeep(reading, values.pop("upkeep", None), etcd)
     placement = _placement(reading, values.pop("placement", None))
     inventory = _inventory(reading, values.pop("inventory", None))
     images = _images(reading, values.pop("image", None))
     if "libvirt" in values:
         values["libvirt_uri"] = values.pop("libvirt")
-    return Config(path=path, etcd=etcd, placement=placement, inventory=inventory, images=images, **values)
+    return Config(
+        path=path, etcd=etcd, upkeep=upkeep, placement=placement, inventory=inventory, images=images, **values
+    )
 
 
 def _etcd(reading: Reading, node: Node | None) -> EtcdSettings:
@@ -249,12 +256,31 @@ def _etcd(reading: Reading, node: Node | None) -> EtcdSettings:
             reading.report(said.line_of("endpoints"), "etcd.endpoints: must name at least one")
     elif said.has("host") or said.has("port"):
         values["endpoints"] = (f"[{host}]:{port}" if ":" in host else f"{host}:{port}",)
-    for one, other in (("cert", "key"), ("key", "cert"), ("user", "password_file"), ("password_file", "user")):
-        if said.has(one) and not said.has(other):
-            reading.report(said.line_of(one), f"etcd.{one}: needs etcd.{other} beside it")
+    _in_pairs(reading, said, "etcd")
     if said.has("cert") and not said.has("ca"):
         reading.report(said.line_of("cert"), "etcd.cert: needs etcd.ca beside it, or TLS is not used")
     return EtcdSettings(**values)
+
+
+def _upkeep(reading: Reading, node: Node | None, etcd: EtcdSettings) -> EtcdSettings | None:
+    said = reading.section(
+        node,
+        "upkeep",
+        {"cert": reading.path, "key": reading.path, "user": read_name, "password_file": reading.path},
+    )
+    _in_pairs(reading, said, "upkeep")
+    if not said.values:
+        return None
+    if said.has("cert") and said.has("key") and etcd.ca is None:
+        reading.report(said.line_of("cert"), "upkeep.cert: needs etcd.ca, or TLS is not used")
+    # The host's user does not stay beside another's certificate: etcd would take it for the host.
+    return replace(etcd, **{"user": None, "password_file": None, **said.values})
+
+
+def _in_pairs(reading: Reading, said: Section, section: str) -> None:
+    for one, other in (("cert", "key"), ("key", "cert"), ("user", "password_file"), ("password_file", "user")):
+        if said.has(one) and not said.has(other):
+            reading.report(said.line_of(one), f"{section}.{one}: needs {section}.{other} beside it")
 
 
 def _placement(reading: Reading, node: Node | None) -> PlacementSettings:

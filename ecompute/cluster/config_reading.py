@@ -34,6 +34,7 @@ Read = Callable[[Node], Any]
 _TAG = "tag:yaml.org,2002:"
 _SECRETS = {
     "etcd.password": "etcd.password_file",
+    "upkeep.password": "upkeep.password_file",
     "placement.token": "placement.token_file",
     "placement.password": "placement.token_file",
 }

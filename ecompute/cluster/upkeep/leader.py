@@ -1,9 +1,9 @@
 """What the lead does: finishes instances as their hosts report them, and all of `DUTIES`.
 
-Every daemon campaigns; one leads. While it does, it watches all reports: one that allows a finish is
-acted upon at once. A sweep goes through everything when the lead is taken and every ten minutes,
-with the same code. The duties have threads of their own while it leads, and none otherwise. Each
-transaction compares the term.
+Every daemon campaigns whose user in etcd may lead; one leads. While it does, it watches all reports:
+one that allows a finish is acted upon at once. A sweep goes through everything when the lead is taken
+and every ten minutes, with the same code. The duties have threads of their own while it leads, and none
+otherwise. Each transaction compares the term.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 
 from ecompute.cluster import keys
 from ecompute.cluster.documents import Assignment, Instance, Lead, Role, Seen, State
-from ecompute.cluster.errors import CloudError, Unavailable
+from ecompute.cluster.errors import CloudError, NotPermitted, Unavailable
 from ecompute.cluster.events import Events
 from ecompute.cluster.periodic import Periodic
 from ecompute.cluster.placement import Placement
@@ -30,6 +30,8 @@ from ecompute.cluster.upkeep.lead import Election, Term
 ROLE = "upkeep"
 CAMPAIGN_PERIOD_S = 60.0
 """How often it is looked whether the lead is free, beside being told so by the watch of its key."""
+NOT_PERMITTED_PERIOD_S = 600.0
+"""How often it is tried again by one whose user may not lead: a role can change."""
 RETRY_S = 5.0
 SWEEP_PERIOD_S = 600.0
 STOP_TIMEOUT_S = 10.0
@@ -75,6 +77,8 @@ class Leader:
         self._led: Term | None = None
         self._duty: Turn | None = None
         self._next_sweep = 0.0
+        self._next_campaign = 0.0
+        self._is_permitted = True
         self._periodic = Periodic("upkeep", self._turn, period_s=CAMPAIGN_PERIOD_S, rng=rng)
         self._retries = Retries("upkeep-retries", lambda role: self._periodic.wake())
 
@@ -91,7 +95,7 @@ class Leader:
         self._forget_term(STOP_TIMEOUT_S)
         try:
             self._election.resign()
-        except Unavailable as error:
+        except CloudError as error:
             log.info("the lead ends with its lease: %s", error)
 
     def _lead_changed(self, change: Change[Lead]) -> None:
@@ -109,7 +113,7 @@ class Leader:
             self._forget_term()
             self._election.resign()
             return
-        term = self._election.campaign()
+        term = self._campaign()
         if term != self._led:
             self._forget_term()
             if term is not None:
@@ -123,6 +127,19 @@ class Leader:
         except Unavailable:
             self._retries.later(ROLE, RETRY_S)
             raise
+
+    def _campaign(self) -> Term | None:
+        """Take the lead if it is free, and this process's user may: with authentication on, a host's may not."""
+        if time.monotonic() < self._next_campaign:
+            return None
+        try:
+            return self._election.campaign()
+        except NotPermitted as error:
+            self._next_campaign = time.monotonic() + NOT_PERMITTED_PERIOD_S
+            if self._is_permitted:
+                log.info("this daemon leaves the lead to others; `upkeep` in compute.yaml would let it: %s", error)
+            self._is_permitted = False
+            return None
 
     def _begin(self, term: Term) -> None:
         log.info("leading the upkeep since revision %d", term.create_revision)

@@ -27,7 +27,7 @@ from ecompute.cluster.config import (
 from ecompute.cluster.errors import InvalidConfig
 
 FILE = Path("/etc/ecompute/compute.yaml")
-SECTIONS = ("etcd", "placement", "inventory", "image", "inventory.reserved", "inventory.ratios")
+SECTIONS = ("etcd", "upkeep", "placement", "inventory", "image", "inventory.reserved", "inventory.ratios")
 
 
 def read(text: str) -> Config:
@@ -74,6 +74,7 @@ uuid: 5A4CBD31-2CF8-4B7B-A1A9-0A6F3BD0C8EE
 name: 4711
 state_dir: /srv/guests
 etcd: {endpoints: [10.0.0.1:2379, "[fd00::1]:2379"], ca: ca.pem, cert: c.pem, key: k.pem, user: host, password_file: /p}
+upkeep: {cert: u.pem, key: /u.key}
 placement: {endpoint: "https://placement.example/placement/", ca: /ca.pem, token_file: token}
 inventory:
   vcpus: 4
@@ -103,6 +104,12 @@ lanes: 3
             key=Path("/etc/ecompute/k.pem"),
             user="host",
             password_file=Path("/p"),
+        ),
+        upkeep=EtcdSettings(
+            endpoints=("10.0.0.1:2379", "[fd00::1]:2379"),
+            ca=Path("/etc/ecompute/ca.pem"),
+            cert=Path("/etc/ecompute/u.pem"),
+            key=Path("/u.key"),
         ),
         placement=PlacementSettings(
             endpoint="https://placement.example/placement",
@@ -268,6 +275,10 @@ def test_all_problems_are_reported_at_once_in_the_order_of_their_lines() -> None
         ("etcd: {key: a}", "needs etcd.cert"),
         ("etcd: {cert: a, key: b}", "needs etcd.ca"),
         ("etcd: {user: a}", "needs etcd.password_file"),
+        ("upkeep: {cert: a}", "needs upkeep.key"),
+        ("upkeep: {user: a}", "needs upkeep.password_file"),
+        ("{etcd: {host: a}, upkeep: {cert: a, key: b}}", "needs etcd.ca"),
+        ("upkeep: {host: a}", "unknown key"),
         ("etcd: {password_file: a}", "needs etcd.user"),
         ("placement: {endpoint: ds1}", "must be an http"),
         ("placement: {endpoint: 'http://'}", "must be an http"),
@@ -313,6 +324,13 @@ def test_a_bad_value_says_what_is_wanted(text: str, says: str) -> None:
     [problem] = problems(text)
     assert problem.startswith("line 1: ")
     assert says in problem
+
+
+def test_the_leads_user_shows_the_hosts_certificate_where_it_has_none() -> None:
+    config = read("etcd: {ca: a, cert: b, key: c, user: h, password_file: p}\nupkeep: {user: u, password_file: q}\n")
+    assert config.upkeep == EtcdSettings(
+        ca=FILE.parent / "a", cert=FILE.parent / "b", key=FILE.parent / "c", user="u", password_file=FILE.parent / "q"
+    )
 
 
 def test_a_bad_endpoint_beside_host_reports_both() -> None:
