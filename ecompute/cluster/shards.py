@@ -1,7 +1,7 @@
 """Which part of the cloud a host belongs to, so that a question can be put to a part of it.
 
 What placement's answer to "who has room" costs grows with the hosts that it goes through. A launch
-that lives for one question therefore asks one *shard* first: an aggregate of about a hundred hosts.
+that lives for one question therefore asks one *shard* first: an aggregate of some 25 hosts.
 Only when that has no room is the whole cloud asked.
 
 How many shards are right depends on how many hosts there are, which changes. So a host is a member
@@ -24,8 +24,9 @@ NAMESPACE = UUID("6cf0e2b4-3f0e-5c1e-9d4d-2f1c8a5b7e90")
 """Of the aggregates' uuids. Changed, it would part every cloud anew."""
 
 LEVELS = range(1, 9)
-HOSTS_A_SHARD = 100
-"""What `level_for` aims at."""
+HOSTS_A_SHARD = 25
+"""What `level_for` aims at. Measured at 1,000 hosts: a question of 125 costs 65 ms, of 31 or of 16 both
+42 ms (of ten hosts that are all there are: 25), so that smaller shards save nothing more."""
 
 
 def level_for(hosts: int, *, size: int = HOSTS_A_SHARD) -> int:

@@ -27,6 +27,7 @@ from ecompute.cluster.shards import aggregates_of
 from ecompute.cluster.store import Put
 from ecompute.dev.etcd import start_etcd
 from ecompute.dev.postgres import placement_on_postgres
+from ecompute.hypervisor import features
 from ecompute.inventory import Measured
 from ecompute.registrar import Registrar
 from eschedule.cloud.connection import Cloud
@@ -39,7 +40,15 @@ MEASURED = Measured(vcpus=1024, memory_mb=1 << 21, disk_gb=1 << 16)
 SHAPE = "resources=VCPU:1,MEMORY_MB:256,DISK_GB:1"
 RESOURCES = {"VCPU": 1, "MEMORY_MB": 256, "DISK_GB": 1}
 IMAGE = "http://images.example/small.qcow2"
-TRAITS = frozenset({"HW_CPU_X86_SSE42", "HW_CPU_X86_AVX2", "CUSTOM_VIRT_TCG"})
+TRAITS = features.traits(
+    (
+        *("abm", "aes", "avx", "avx2", "avx512bw", "avx512cd", "avx512dq", "avx512f", "avx512vl", "avx512vnni", "bmi1"),
+        *("bmi2", "f16c", "fma", "md-clear", "mmx", "pcid", "pclmuldq", "pdpe1gb", "pni", "spec-ctrl", "ssbd", "sse"),
+        *("sse2", "sse4.1", "sse4.2", "ssse3", "stibp", "vmx"),
+    ),
+    "kvm",
+)
+"""What a host with a server's processor says of it: answers of placement carry all of them for each host."""
 
 _local = threading.local()
 

@@ -46,8 +46,8 @@ def test_a_shard_has_the_uuid_that_it_always_had() -> None:
 @given(st.integers(0, 100_000))
 def test_shards_are_neither_large_nor_small(hosts: int) -> None:
     size = hosts / 2 ** level_for(hosts)
-    assert size <= 142 or level_for(hosts) == LEVELS[-1]
-    assert size >= 70 or level_for(hosts) == 0
+    assert size <= 36 or level_for(hosts) == LEVELS[-1]
+    assert size >= 17 or level_for(hosts) == 0
 
 
 @given(st.integers(0, 100_000))
@@ -55,7 +55,7 @@ def test_more_hosts_never_make_larger_shards_of_fewer(hosts: int) -> None:
     assert level_for(hosts) <= level_for(hosts + 1) <= level_for(hosts) + 1
 
 
-@pytest.mark.parametrize(("hosts", "level"), [(0, 0), (10, 0), (100, 0), (141, 0), (142, 1), (1000, 3), (10**9, 8)])
+@pytest.mark.parametrize(("hosts", "level"), [(0, 0), (10, 0), (35, 0), (36, 1), (100, 2), (1000, 5), (10**9, 8)])
 def test_the_level_fits_the_number_of_hosts(hosts: int, level: int) -> None:
     assert level_for(hosts) == level
 
