@@ -26,6 +26,7 @@ from ecompute.cluster.upkeep.audit import AUDIT
 from ecompute.cluster.upkeep.duties import Charge, Duty, NotLeading, Turn
 from ecompute.cluster.upkeep.finish import Finisher
 from ecompute.cluster.upkeep.lead import Election, Term
+from ecompute.cluster.upkeep.lost import LOST
 
 ROLE = "upkeep"
 CAMPAIGN_PERIOD_S = 60.0
@@ -36,7 +37,7 @@ RETRY_S = 5.0
 SWEEP_PERIOD_S = 600.0
 STOP_TIMEOUT_S = 10.0
 
-DUTIES: tuple[Duty, ...] = (AUDIT,)
+DUTIES: tuple[Duty, ...] = (AUDIT, LOST)
 """Beside the finishing of instances: one line each."""
 
 
