@@ -418,8 +418,6 @@ class Group(Document, frozen=True, kw_only=True):
     """One unit a member, where the policy is hard."""
     place: str | None = None
     """Affinity: the host's provider, or the zone, that the first member chose."""
-    is_dying: bool = False
-    """Being deleted: takes no members."""
     created_at: str
 
 

@@ -11,11 +11,13 @@
      ├─ Conflict                somebody else was first
      │   ├─ CompareFailed       a transaction of the store whose comparisons did not hold
      │   ├─ AddressTaken
-     │   └─ AddressesExhausted  a network has no free address left
+     │   ├─ AddressesExhausted  a network has no free address left
+     │   └─ BesideChanged       (`eschedule.scheduler.beside`)
      ├─ NoRoom                  placement has no allocation for it
      ├─ Refused                 understood, and not allowed
      │   ├─ ClaimRefused        placement refused a claim (see its `scope`)
      │   ├─ NotPermitted        etcd does not let this user read or write these keys
+     │   ├─ QuotaExceeded       a namespace's limit leaves no room for it
      │   └─ NewerSchema
      ├─ OnHold                  the data in etcd is not the data that was there before
      ├─ Unavailable             a service does not answer; says which, where and since when
@@ -158,6 +160,10 @@ class NotPermitted(Refused):
     def __init__(self, message: str, *, keys: tuple[str, ...] = (), hint: str = "") -> None:
         super().__init__(message, hint=hint)
         self.keys = keys
+
+
+class QuotaExceeded(Refused):
+    code = "quota.exceeded"
 
 
 class NewerSchema(Refused):

@@ -6,6 +6,7 @@ nothing is offered and nothing said: a shell in the middle of a line is no place
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import click
@@ -49,12 +50,23 @@ def completion(context: click.Context, shell: str) -> int:
 
 def complete_instance(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Return the names that begin with ``incomplete``; the uuids, where no name does."""
+    return _items(context, incomplete, _known)
+
+
+def complete_group(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Return the names of groups that begin with ``incomplete``."""
+    return _items(context, incomplete, _groups)
+
+
+def _items(
+    context: click.Context, incomplete: str, known: Callable[[Settings, str], list[str]]
+) -> list[CompletionItem]:
     from click.shell_completion import CompletionItem
 
     options = context.find_root().params
     settings = Settings(options.get("config"), options.get("namespace") or NAMESPACE)
     try:
-        return [CompletionItem(word) for word in _known(settings, incomplete)]
+        return [CompletionItem(word) for word in known(settings, incomplete)]
     except Exception:  # noqa: BLE001 - see above
         return []
 
@@ -64,3 +76,10 @@ def _known(settings: Settings, incomplete: str) -> list[str]:
         from eschedule.cloud.references import beginning_with
 
         return beginning_with(cloud.store, incomplete, settings.namespace, limit=LIMIT)
+
+
+def _groups(settings: Settings, incomplete: str) -> list[str]:
+    with settings.cloud(store_timeout_s=TIMEOUT_S) as cloud:
+        from eschedule.cloud.groups import Groups
+
+        return Groups(cloud).names(settings.namespace, incomplete, limit=LIMIT)

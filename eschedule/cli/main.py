@@ -44,6 +44,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "explain": ("eschedule.cli.explain:explain", "Say of every host why it could not serve a query."),
     "capacity": ("eschedule.cli.capacity:capacity", "Say how many more instances would fit."),
     "hosts": ("eschedule.cli.host:hosts", "List the hosts and their room."),
+    "group": ("eschedule.cli.group:group", "Keep instances together, or apart."),
+    "quota": ("eschedule.cli.quota:quota", "Limit what a namespace may use."),
     "completion": ("eschedule.cli.completion:completion", "Print the completion script of a shell."),
 }
 """Name → where it is, and its line in the help."""

@@ -80,11 +80,15 @@ class Providers:
         """Return the providers that match all ``filters``: name, uuid, member_of, resources, in_tree, required."""
         return self._read("/resource_providers", _Providers, "listing providers", filters.items()).resource_providers
 
-    def ensure_provider(self, uuid: str, name: str) -> Provider:
+    def ensure_provider(self, uuid: str, name: str, *, parent: str | None = None) -> Provider:
         """Return the provider of that uuid, made if it was absent, renamed if it was called otherwise.
+
+        Args:
+            parent: below which it is made; None: it is a root. One that is there stays where it is.
 
         Raises:
             Conflict: another provider has that name.
+            InvalidInput: there is no such parent.
         """
 
         def step(send: Send) -> Provider:
@@ -92,7 +96,8 @@ class Providers:
             if found is not None and found.name == name:
                 return found
             if found is None:
-                answer = send("POST", "/resource_providers", (), {"uuid": uuid, "name": name})
+                made_of = {"uuid": uuid, "name": name} | ({"parent_provider_uuid": parent} if parent else {})
+                answer = send("POST", "/resource_providers", (), made_of)
             else:
                 # Without its parent it would be made a root.
                 document = {"name": name, "parent_provider_uuid": found.parent_provider_uuid}
@@ -179,6 +184,23 @@ class Providers:
         """Return the names of all resource classes and of all traits, custom ones among them."""
         classes = self._read("/resource_classes", _Classes, "listing resource classes").resource_classes
         return frozenset(each.name for each in classes), self._read("/traits", Traits, "listing traits").traits
+
+    def classes(self, prefix: str) -> list[str]:
+        """Return the names of the resource classes that begin with ``prefix``."""
+        found = self._read("/resource_classes", _Classes, "listing resource classes").resource_classes
+        return sorted(one.name for one in found if one.name.startswith(prefix))
+
+    def delete_class(self, name: str) -> None:
+        """Remove a resource class of ours; nothing happens if there is none.
+
+        Raises:
+            Refused: a provider has it.
+        """
+        answer = self._transport.ask("DELETE", f"/resource_classes/{quote(name, safe='')}")
+        if answer.status == 409:
+            raise Refused(f"resource class {name} cannot be removed: {answer.detail}", hint="a provider has it")
+        if answer.status not in (204, 404):
+            raise self._transport.unexpected(answer, f"removing resource class {name}")
 
     def known_traits(self) -> frozenset[str]:
         """Return the names of all standard traits of this placement: others must begin with ``CUSTOM_``."""

@@ -17,9 +17,10 @@ from msgspec import structs
 
 from ecompute.cluster import keys, states
 from ecompute.cluster.assignments import assignment_of
-from ecompute.cluster.documents import AddressLock, Assignment, Instance, NetworkHost, Port, Role, Seen, State
+from ecompute.cluster.documents import AddressLock, Assignment, Instance, NetworkHost, Port, Role, Seen, State, UsedUuid
 from ecompute.cluster.errors import CompareFailed
 from ecompute.cluster.events import INSTANCE, Events, rings
+from ecompute.cluster.expiring import key_of
 from ecompute.cluster.failpoint import reach
 from ecompute.cluster.store import (
     Compare,
@@ -151,6 +152,8 @@ class Finisher:
             Delete(keys.name(known.namespace, INSTANCE, known.name, uuid)),
             *(DeletePrefix(ring) for ring in rings(INSTANCE, uuid, host)),
         ]
+        if instance is not None:
+            self._forget(instance.value, compares, operations)
         for network_uuid in {interface.network_uuid for interface in known.spec.interfaces}:
             self._leave(network_uuid, uuid, host, compares, operations)
         for interface in known.spec.interfaces:
@@ -163,6 +166,21 @@ class Finisher:
             operations.append(Delete(keys.port(interface.network_uuid, interface.uuid)))
         self._store.commit(compares, operations)
         self._events.forget(INSTANCE, uuid)
+
+    def _forget(self, instance: Instance, compares: list[Compare], operations: list[Op]) -> None:
+        """Take the instance out of what refers to it: group, tags, expiry; its uuid is not used again."""
+        if instance.group is not None:
+            operations.append(Delete(keys.member(instance.group, instance.uuid)))
+        operations += [Delete(keys.tag(instance.namespace, tag, instance.uuid)) for tag in instance.tags]
+        expiry = key_of(instance)
+        if expiry is not None:
+            operations.append(Delete(expiry))
+        if instance.digest is None:
+            return
+        used = self._store.get(keys.used_uuid(instance.uuid), UsedUuid)
+        if used is not None and not used.value.is_spent:
+            compares.append(unchanged(used))
+            operations.append(Put(used.key, structs.replace(used.value, is_spent=True)))
 
     def _leave(self, network_uuid: str, uuid: str, host: str, compares: list[Compare], operations: list[Op]) -> None:
         """Take ``host`` out of the network's members if ``uuid`` is its last instance there."""

@@ -25,8 +25,10 @@ from ecompute.cluster.store import Change, Compare, Store, Watcher
 from ecompute.cluster.upkeep.audit import AUDIT
 from ecompute.cluster.upkeep.duties import Charge, Duty, NotLeading, Turn
 from ecompute.cluster.upkeep.finish import Finisher
+from ecompute.cluster.upkeep.groups import GROUPS
 from ecompute.cluster.upkeep.lead import Election, Term
 from ecompute.cluster.upkeep.lost import LOST
+from ecompute.cluster.upkeep.quotas import QUOTAS
 
 ROLE = "upkeep"
 CAMPAIGN_PERIOD_S = 60.0
@@ -37,7 +39,7 @@ RETRY_S = 5.0
 SWEEP_PERIOD_S = 600.0
 STOP_TIMEOUT_S = 10.0
 
-DUTIES: tuple[Duty, ...] = (AUDIT, LOST)
+DUTIES: tuple[Duty, ...] = (AUDIT, LOST, QUOTAS, GROUPS)
 """Beside the finishing of instances: one line each."""
 
 
