@@ -1,4 +1,4 @@
-"""``eschedule hosts``."""
+"""``eschedule hosts`` and ``eschedule host …``."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ecompute.cluster.terminal import say
+from eschedule.cli.enrol import enrol, revoke
 from eschedule.cli.output import format_option, show_rows
 from eschedule.cli.settings import Settings
 
@@ -42,6 +43,19 @@ def describe(host: HostView) -> dict[str, Any]:
         "version": host.node.version,
         "hold": host.node.hold,
     }
+
+
+@click.group()
+def host() -> None:
+    """Look after one host.
+
+    \b
+    Example:  eschedule host enrol host-1 --ca ca
+    """
+
+
+host.add_command(enrol)
+host.add_command(revoke)
 
 
 @click.command()
