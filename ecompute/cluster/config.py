@@ -37,6 +37,7 @@ from ecompute.cluster.config_reading import (
     read_name,
     read_network,
     read_node,
+    read_rank,
     read_ratio,
     read_service_url,
     read_uuid,
@@ -44,6 +45,7 @@ from ecompute.cluster.config_reading import (
 from ecompute.cluster.errors import InvalidConfig
 
 Accelerator = Literal["auto", "kvm", "tcg"]
+Rank = Literal["spread", "pack"]
 
 FILE_NAME = "compute.yaml"
 SYSTEM_FILE = Path("/etc/ecompute") / FILE_NAME
@@ -140,6 +142,8 @@ class Config:
     accelerator: Accelerator = "auto"
     lanes: int = MAX_LANES
     """How many instances are worked on side by side."""
+    rank: Rank = "spread"
+    """Which hosts are asked first: the emptiest, or the fullest that have room."""
 
 
 def find(explicit: Path | None = None) -> Path | None:
@@ -215,6 +219,7 @@ def _config(reading: Reading, root: Node | None, path: Path) -> Config:
             "libvirt": read_libvirt_uri,
             "accelerator": read_accelerator,
             "lanes": read_integer(1, MAX_LANES),
+            "rank": read_rank,
         },
     )
     values = dict(top.values)

@@ -352,3 +352,10 @@ def read_accelerator(node: Node) -> str:
     if text not in {"auto", "kvm", "tcg"}:
         raise BadValueError(f"must be auto, kvm or tcg, not {_shown(text)}")
     return text
+
+
+def read_rank(node: Node) -> str:
+    text = read_text(node)
+    if text not in {"spread", "pack"}:
+        raise BadValueError(f"must be spread or pack, not {_shown(text)}")
+    return text

@@ -36,7 +36,10 @@ def launch(settings: Settings, query: str, image: str | None) -> int:
     with settings.cloud() as cloud:
         launcher = Launcher(cloud, on_refused=lambda reason: put(f"CLAIM FAIL: {printable(reason)}"))
         request = LaunchRequest(
-            query=query, image=cloud.settings.images.default if image is None else image, namespace=settings.namespace
+            query=query,
+            image=cloud.settings.images.default if image is None else image,
+            namespace=settings.namespace,
+            is_packed=cloud.settings.rank == "pack",
         )
         try:
             launched = launcher.launch(request)

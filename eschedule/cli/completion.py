@@ -28,7 +28,7 @@ LIMIT = 200
 def completion(context: click.Context, shell: str) -> int:
     """Print the completion script of SHELL.
 
-    It completes commands, options, formats, and the names of instances.
+    It completes commands, options, formats, and the names of instances and hosts.
 
     \b
     Example:  eschedule completion bash > /etc/bash_completion.d/eschedule
@@ -67,6 +67,22 @@ def _items(
     settings = Settings(options.get("config"), options.get("namespace") or NAMESPACE)
     try:
         return [CompletionItem(word) for word in known(settings, incomplete)]
+    except Exception:  # noqa: BLE001 - see above
+        return []
+
+
+def complete_host(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Return the names of hosts that begin with ``incomplete``."""
+    from click.shell_completion import CompletionItem
+
+    options = context.find_root().params
+    settings = Settings(options.get("config"), options.get("namespace") or NAMESPACE)
+    try:
+        with settings.cloud(store_timeout_s=TIMEOUT_S) as cloud:
+            from eschedule.cloud.hosts import Hosts
+
+            names = sorted(set(Hosts(cloud).names().values()))
+        return [CompletionItem(name) for name in names if name.startswith(incomplete)][:LIMIT]
     except Exception:  # noqa: BLE001 - see above
         return []
 

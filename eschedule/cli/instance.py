@@ -27,6 +27,10 @@ FIELDS = (
     "memory_mb",
     "disk_gb",
     "image",
+    "tags",
+    "group",
+    "gang",
+    "expires_at",
     "error",
     "created_at",
 )
@@ -54,6 +58,10 @@ def describe(view: View, host: str) -> dict[str, Any]:
         "memory_mb": resources.memory_mb,
         "disk_gb": resources.disk_gb,
         "image": instance.spec.image,
+        "tags": list(instance.tags),
+        "group": instance.group,
+        "gang": instance.gang,
+        "expires_at": instance.expires_at,
         "error": view.error,
         "created_at": instance.created_at,
     }

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from ecompute.cluster.terminal import INTERRUPTED, say
+from eschedule.cli.completion import complete_group, complete_host
 from eschedule.cli.lifecycle import WAIT_TIMEOUT_S, report, wait_until_it_runs
-from eschedule.cli.output import format_option, show_one
+from eschedule.cli.output import format_option, show_one, show_rows
 from eschedule.cli.parameters import timeout_option
 from eschedule.cli.progress import Progress
 from eschedule.cli.settings import Settings
+
+if TYPE_CHECKING:
+    from eschedule.scheduler.launch import Choice
 
 
 @click.command()
@@ -35,6 +41,26 @@ from eschedule.cli.settings import Settings
     metavar="FILE",
     help="What cloud-init is to do, at most 64 KiB; - is standard input.",
 )
+@click.option("--group", metavar="GROUP", shell_complete=complete_group, help="A group to be a member of.")
+@click.option("--host", metavar="HOST", shell_complete=complete_host, help="On this host, or not at all.")
+@click.option(
+    "--pack/--spread",
+    "is_packed",
+    default=None,
+    help="The fullest host with room, or the emptiest (the configuration's).",
+)
+@click.option("--tag", "tags", multiple=True, metavar="TAG", help="What affinities of others count; may be repeated.")
+@click.option(
+    "--affinity",
+    "affinities",
+    multiple=True,
+    metavar="TAG=WEIGHT",
+    help="Near others with that tag (1 to 100), or apart (-1 to -100); may be repeated.",
+)
+@click.option("--expires", metavar="WHEN", help="Destroy it then: 30m, 2h, 7d, or a time (RFC 3339).")
+@click.option("--uuid", metavar="UUID", help="Its uuid; a repeated launch with it is the same instance.")
+@click.option("--idempotency-key", metavar="KEY", help="The same, where the uuid is made up: one key, one instance.")
+@click.option("--dry-run", is_flag=True, help="Show the hosts it would be tried on, and why; claim nothing.")
 @click.option("--wait", "is_waiting", is_flag=True, help="Wait until it runs; exit 1 if it fails.")
 @timeout_option(WAIT_TIMEOUT_S)
 @format_option
@@ -50,6 +76,15 @@ def launch(
     image_option: str | None,
     ssh_keys: tuple[str, ...],
     user_data: str | None,
+    group: str | None,
+    host: str | None,
+    is_packed: bool | None,
+    tags: tuple[str, ...],
+    affinities: tuple[str, ...],
+    expires: str | None,
+    uuid: str | None,
+    idempotency_key: str | None,
+    dry_run: bool,
     is_waiting: bool,
     timeout_s: float,
     output: str,
@@ -63,6 +98,8 @@ def launch(
     \b
     Example:  eschedule launch --name web-1 --ssh-key ~/.ssh/id_ed25519.pub --wait
               eschedule launch --name db-1 --cpus 2 --memory 1024 --disk 10 --user-data setup.yaml
+              eschedule launch --name web-2 --tag web --affinity web=-50 --affinity db=100 --dry-run
+              eschedule launch --name try-1 --expires 2h --idempotency-key build-4711
     """
     settings: Settings = context.obj
     query = _query(context, query, cpus, memory, disk)
@@ -81,7 +118,17 @@ def launch(
             namespace=settings.namespace,
             user_data=None if user_data is None else read_user_data(user_data),
             ssh_keys=tuple(key for path in ssh_keys for key in read_ssh_keys(path)),
+            host=host,
+            group=group,
+            is_packed=cloud.settings.rank == "pack" if is_packed is None else is_packed,
+            tags=tags,
+            affinities=tuple(_affinity(text) for text in affinities),
+            expires=expires,
+            uuid=uuid,
+            idempotency_key=idempotency_key,
         )
+        if dry_run:
+            return _show_choices(Launcher(cloud, on_step=progress.step).choices(request), output, progress)
 
         def refused(reason: str) -> None:
             progress.clear()
@@ -94,6 +141,8 @@ def launch(
             say("interrupted; `eschedule list` shows whether it was launched all the same")
             return INTERRUPTED
         progress.clear()
+        if launched.is_repeated:
+            say(f"{launched.name} was launched before, with the same {'key' if uuid is None else 'uuid'}")
         if not launched.is_host_alive:
             say(f"{launched.host} does not answer: it will build {launched.name} when it is back")
         instances = Instances(cloud)
@@ -107,6 +156,39 @@ def launch(
         progress.clear()
         show_one(describe(view or instances.view(instance), launched.host), output)
     return report(view, launched.name)
+
+
+CHOICE_FIELDS = ("place", "host", "provider", "points", "free_share", "is_alive", "reasons")
+CHOICE_COLUMNS = ("place", "host", "points", "reasons")
+
+
+def _show_choices(choices: list[Choice], output: str, progress: Progress) -> int:
+    progress.clear()
+    rows = [
+        {
+            "place": place,
+            "host": choice.host,
+            "provider": choice.ranked.provider,
+            "points": round(choice.ranked.points, 3),
+            "free_share": round(choice.ranked.free_share, 3),
+            "is_alive": choice.ranked.is_alive,
+            "reasons": [*map(str, choice.ranked.reasons), *([] if choice.ranked.is_alive else ["it does not answer"])],
+        }
+        for place, choice in enumerate(choices, start=1)
+    ]
+    show_rows(rows, output, fields=CHOICE_FIELDS, columns=CHOICE_COLUMNS, name="host")
+    return 0
+
+
+def _affinity(text: str) -> tuple[str, int]:
+    from ecompute.cluster.errors import InvalidInput
+
+    tag, _, weight = text.rpartition("=")
+    if not tag or not weight.removeprefix("-").isascii() or not weight.removeprefix("-").isdigit() or len(weight) > 4:
+        raise InvalidInput(
+            f"{text[:80]!r} is no affinity", hint="write TAG=WEIGHT, a whole number of -100 to 100, as in db=50"
+        )
+    return tag, int(weight)
 
 
 def _query(context: click.Context, query: str | None, cpus: int, memory: int, disk: int) -> str:

@@ -1,4 +1,4 @@
-"""``eschedule wait | destroy``: the commands that end when an instance has come somewhere."""
+"""``eschedule wait | destroy | extend``: where an instance has come to, and when it ends."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ecompute.cluster.terminal import INTERRUPTED, put, say
+from eschedule.cli.output import format_option, show_one
 from eschedule.cli.parameters import instance_argument, instances_argument, timeout_option
 from eschedule.cli.progress import Progress
 from eschedule.cli.settings import Settings
@@ -115,6 +116,35 @@ def destroy(settings: Settings, instance: tuple[str, ...], no_wait: bool, timeou
             say(f"{_names(asked)} will be removed all the same; `eschedule list` shows what is left")
             raise SystemExit(INTERRUPTED) from None
     return status
+
+
+@click.command()
+@instance_argument
+@click.option("--expires", metavar="WHEN", help="Destroy it then: 30m, 2h, 7d from now, or a time (RFC 3339).")
+@click.option("--never", "is_never", is_flag=True, help="Keep it until somebody destroys it.")
+@format_option
+@click.pass_obj
+def extend(settings: Settings, instance: str, expires: str | None, is_never: bool, output: str) -> int:
+    """Change when an instance expires, sooner or later or never, and show it.
+
+    
+    Example:  eschedule extend web-1 --expires 2h
+              eschedule extend web-1 --never
+    """
+    from ecompute.cluster.errors import InvalidInput
+
+    if is_never == (expires is not None):
+        raise InvalidInput("when it expires is not said in one way", hint="give --expires 2h, or --never")
+    with settings.cloud() as cloud:
+        from eschedule.cli.instance import describe
+        from eschedule.cloud.hosts import Hosts
+        from eschedule.cloud.instances import Instances
+
+        instances = Instances(cloud)
+        view = instances.view(instances.extend(instances.find(instance, settings.namespace), expires))
+        row = describe(view, Hosts(cloud).name(view.instance.value.provider))
+    show_one(row, output)
+    return 0
 
 
 def _ask(instances: Instances, ref: str, namespace: str) -> Versioned[Instance] | None:

@@ -38,6 +38,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "show": ("eschedule.cli.instance:show", "Show one instance."),
     "wait": ("eschedule.cli.lifecycle:wait", "Wait until an instance runs, or has failed."),
     "destroy": ("eschedule.cli.lifecycle:destroy", "Destroy instances."),
+    "extend": ("eschedule.cli.lifecycle:extend", "Change when an instance expires."),
     "console": ("eschedule.cli.console:console", "Show what a guest wrote on its serial console."),
     "events": ("eschedule.cli.event:events", "Show what happened to an instance."),
     "doctor": ("eschedule.cli.doctor:doctor", "Say where an instance stands, and what it waits for."),

@@ -9,14 +9,16 @@ import queue
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from ecompute.cluster import keys, states
-from ecompute.cluster.documents import Alive, Booted, Event, Instance, Power, Seen, State
+from msgspec import structs
+
+from ecompute.cluster import expiring, keys, states
+from ecompute.cluster.documents import Alive, Booted, Event, Expiry, Instance, Power, Seen, State
 from ecompute.cluster.ending import mark_deleting
-from ecompute.cluster.errors import CompareFailed, DeadlineExceeded
+from ecompute.cluster.errors import CompareFailed, Conflict, DeadlineExceeded, NotFound
 from ecompute.cluster.events import INSTANCE, read, rings
-from ecompute.cluster.store import Store, Versioned
+from ecompute.cluster.store import Delete, Op, Put, Store, Versioned, unchanged
 from eschedule.cloud import references
 from eschedule.cloud.connection import Cloud
 
@@ -127,6 +129,43 @@ class Instances:
                 return
             except CompareFailed:
                 found = self._store.get(instance.key, Instance)
+
+    def extend(self, instance: Versioned[Instance], expires: str | None) -> Versioned[Instance]:
+        """Have ``instance`` expire at another time; return it as it is then.
+
+        Args:
+            expires: a duration from now (``2h``) or a time (RFC 3339); None: never.
+
+        Raises:
+            InvalidInput: it is no time to come.
+            Conflict: it is being destroyed.
+        """
+        at_s = None if expires is None else expiring.moment(expires, time.time())
+        found: Versioned[Instance] | None = instance
+        while found is not None:
+            if found.value.state is State.DELETING:
+                raise Conflict(f"{found.value.name} is being destroyed", hint="launch another one")
+            try:
+                return self._expire(found, at_s)
+            except CompareFailed:
+                found = self._store.get(instance.key, Instance)
+        raise NotFound(f"{instance.value.name} is gone", hint="launch another one")
+
+    def _expire(self, instance: Versioned[Instance], at_s: int | None) -> Versioned[Instance]:
+        value = instance.value
+        changed = structs.replace(value, expires_at=None if at_s is None else expiring.expires_at(at_s))
+        old, new = expiring.key_of(value), expiring.key_of(changed)
+        if old == new:
+            return instance
+        says = "it does not expire any more" if at_s is None else f"it expires at {changed.expires_at}"
+        operations: list[Op] = [
+            Put(instance.key, changed),
+            self._cloud.events.record(INSTANCE, value.uuid, "expiry.changed", says),
+        ]
+        operations += [] if old is None else [Delete(old)]
+        operations += [] if new is None else [Put(new, Expiry(uuid=value.uuid))]
+        revision = self._store.commit([unchanged(instance)], operations)
+        return replace(instance, value=changed, mod_revision=revision)
 
     def finish(self, uuid: str) -> None:
         """Do for ``uuid`` what its host's report allows: release its claim, remove its keys."""

@@ -41,7 +41,7 @@ from ecompute.cluster.placement import candidates_query
 from ecompute.cluster.store import Versioned
 from eschedule.cloud.connection import Cloud
 from eschedule.cloud.networks import Networks
-from eschedule.scheduler.beside import Beside, Rows
+from eschedule.scheduler.beside import Beside, BesideChanged, Rows
 from eschedule.scheduler.cache import Offer, OfferCache
 from eschedule.scheduler.candidates import ranked
 from eschedule.scheduler.facts import Facts, Target
@@ -83,10 +83,6 @@ class Choice:
 
     host: str
     ranked: Ranked
-
-
-class _BesideChanged(Exception):
-    """A quota or group is not as it was when its rows were claimed."""
 
 
 class _Begun(Exception):
@@ -200,7 +196,9 @@ class Launcher:
     def _offer(self, launch: _Launch) -> Iterator[Offer]:
         self._on_step("asking placement for candidates")
         request = launch.request
-        return self._offers.of(for_launch(candidates_query(request.query)), request.host)
+        beside = launch.beside
+        question = for_launch(candidates_query(request.query))
+        return self._offers.of(question, request.host, only=beside.only, excluded=beside.excluded)
 
     def _beside(self, request: LaunchRequest) -> Beside:
         totals = candidates_query(request.query).totals
@@ -253,7 +251,7 @@ class Launcher:
                 try:
                     launched = self._claim(launch, offer, choice, target, closed)
                     return launched
-                except _BesideChanged:
+                except BesideChanged:
                     launch.beside = self._beside(launch.request)
                     time.sleep(self._rng.uniform(0, _MAX_PAUSE_S))
             raise Conflict("its quota or its group keeps changing", hint="try again")
@@ -266,16 +264,18 @@ class Launcher:
     ) -> Launched | None:
         candidate, provider = offer.answer.items[choice.index], choice.provider
         claim = launch.claim = launch.claim or self._begin(launch)
-        rows = launch.beside.prepare(provider, target.zone)
         self._on_step(f"claiming room on {target.name}")
         launch.found = Stage.CLAIMED
         try:
+            rows = launch.beside.prepare(provider, target.zone)
             claim.take(claim_of(candidate, rows), candidate.mappings, stop=rows.stop)
         except ClaimRefused as refusal:
             if refusal.scope != "host":
-                raise
-            offer.drop(provider)
+                raise launch.beside.exceeded(refusal) from refusal
+            if refusal.providers & candidate.allocations.keys():
+                offer.drop(provider)  # for every launch; a group's refusal is of this one alone
             self._on_refused(f"{provider} {refusal}")
+            closed.add(provider)
             return None
         launched = self._request(launch, claim, offer, choice, rows, target)
         if launched is not None:
@@ -332,9 +332,9 @@ class Launcher:
                         "this launch took too long and was given up for dead", hint="launch it again"
                     ) from None
                 collisions += any(key.startswith(keys.NETWORKS) for key in error.keys)
-                if {compare.name for compare in rows.compares} & set(error.keys):
+                if launch.beside.is_reason(error):
                     claim.release()
-                    raise _BesideChanged from error
+                    raise BesideChanged("its quota or its group has changed meanwhile") from error
             except StoreUnavailable as error:
                 if not error.may_be_written:
                     raise

@@ -14,6 +14,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
+from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING
 
 from ecompute.cluster import keys
@@ -23,12 +24,18 @@ from ecompute.cluster.placement import Candidates, CandidatesQuery
 from ecompute.cluster.shards import level_for, shards
 from eschedule.scheduler.cache import TTL_S, Offer, OfferCache
 from eschedule.scheduler.facts import Facts
-from eschedule.scheduler.question import in_shard, limit_of, on_host
+from eschedule.scheduler.question import in_shard, limit_of, names_a_host, on_host
 from eschedule.scheduler.whynot import explained
 
 if TYPE_CHECKING:
     from ecompute.cluster.placement import Placement
     from ecompute.cluster.store import Store
+
+
+FEW = 4
+"""Of so many hosts each is asked about alone."""
+WIDE_LIMIT = 1000
+"""Candidates, where some hosts alone will do, and nobody knows where in an answer they stand."""
 
 
 class Offers:
@@ -58,19 +65,35 @@ class Offers:
         self._shard = ""
         self._shard_until_s = 0.0
 
-    def of(self, question: CandidatesQuery, host: str | None) -> Iterator[Offer]:
+    def of(
+        self,
+        question: CandidatesQuery,
+        host: str | None,
+        *,
+        only: AbstractSet[str] | None = None,
+        excluded: AbstractSet[str] = frozenset(),
+    ) -> Iterator[Offer]:
         """Yield the answers to try.
 
         Args:
             question: with all that is always added to it.
             host: the name of the one host that may serve it, or its provider's uuid.
+            only: the hosts that alone may serve it. The answer need not keep to them, nor to those
+                ``excluded``; but where there is one of the others, it is found.
 
         Raises:
             InvalidInput: placement cannot make sense of it.
             NotFound: there is no such host.
         """
         if host is not None:
-            yield from self._of_host(question, self.host(host))
+            yield from self._of_host(question, self.host(host), is_said=True)
+            return
+        if only is not None and len(only) <= FEW:
+            for provider in sorted(only):
+                yield from self._of_host(question, provider)
+            return
+        if only is not None:
+            yield Offer(self._ask(question, limit=WIDE_LIMIT))
             return
         shard = self._shard_now()
         narrowed = in_shard(question, shard) if shard else None
@@ -78,6 +101,9 @@ class Offers:
             yield from self._twice(narrowed)
             self._leave(shard)
         yield from self._twice(question)
+        if excluded:
+            # Those that were drawn may all be among them.
+            yield Offer(self._ask(question, limit=WIDE_LIMIT))
 
     def _twice(self, question: CandidatesQuery) -> Iterator[Offer]:
         offer, is_new = self._cache.get(question.text, lambda: self._ask(question))
@@ -85,15 +111,15 @@ class Offers:
         if not is_new:
             yield self._cache.get(question.text, lambda: self._ask(question), newer_than=offer)[0]
 
-    def _of_host(self, question: CandidatesQuery, provider: str) -> Iterator[Offer]:
-        narrowed = on_host(question, provider)
+    def _of_host(self, question: CandidatesQuery, provider: str, *, is_said: bool = False) -> Iterator[Offer]:
+        narrowed = None if names_a_host(question) and not is_said else on_host(question, provider)
         if narrowed is not None:
             offer = Offer(self._ask(narrowed))
             yield offer
             if offer.hosts:
                 return
         # What others share with a host is not in its tree: it stands in an answer about all hosts.
-        whole = self._ask(question, limit=1000)
+        whole = self._ask(question, limit=WIDE_LIMIT)
         items = tuple(candidate for candidate in whole.items if "VCPU" in candidate.allocations.get(provider, {}))
         yield Offer(Candidates(items=items, summaries=whole.summaries))
 

@@ -24,6 +24,7 @@ from ecompute.cluster.retries import Retries
 from ecompute.cluster.store import Change, Compare, Store, Watcher
 from ecompute.cluster.upkeep.audit import AUDIT
 from ecompute.cluster.upkeep.duties import Charge, Duty, NotLeading, Turn
+from ecompute.cluster.upkeep.expiry import EXPIRY
 from ecompute.cluster.upkeep.finish import Finisher
 from ecompute.cluster.upkeep.groups import GROUPS
 from ecompute.cluster.upkeep.lead import Election, Term
@@ -39,7 +40,7 @@ RETRY_S = 5.0
 SWEEP_PERIOD_S = 600.0
 STOP_TIMEOUT_S = 10.0
 
-DUTIES: tuple[Duty, ...] = (AUDIT, LOST, QUOTAS, GROUPS)
+DUTIES: tuple[Duty, ...] = (AUDIT, LOST, QUOTAS, GROUPS, EXPIRY)
 """Beside the finishing of instances: one line each."""
 
 

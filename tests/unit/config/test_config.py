@@ -90,6 +90,7 @@ default_network: 192.168.7.0/24
 libvirt: qemu+unix:///system?socket=/run/x
 accelerator: tcg
 lanes: 3
+rank: pack
 """
     )
     assert config == Config(
@@ -136,6 +137,7 @@ lanes: 3
         libvirt_uri="qemu+unix:///system?socket=/run/x",
         accelerator="tcg",
         lanes=3,
+        rank="pack",
     )
 
 
@@ -313,6 +315,7 @@ def test_all_problems_are_reported_at_once_in_the_order_of_their_lines() -> None
         ("libvirt: xen:///", "such as qemu:///system"),
         ("libvirt: qemu+ssh://other/system", "must not name a host"),
         ("accelerator: hvf", "auto, kvm or tcg"),
+        ("rank: best", "spread or pack"),
         ("lanes: 13", "1 to 12"),
         ("lanes: !!python/object:os.system 1", "whole number"),
         ("[a]: 1", "a key must be a word"),
