@@ -16,11 +16,13 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from msgspec import structs
+
 from ecompute.cluster import keys
 from ecompute.cluster.asking import NOTHING, PRESENCE, ask
-from ecompute.cluster.documents import Operation
+from ecompute.cluster.documents import Operation, UsedUuid
 from ecompute.cluster.errors import CompareFailed
-from ecompute.cluster.store import Compare, Delete, Store, Versioned, unchanged
+from ecompute.cluster.store import Compare, Delete, Op, Put, Store, Versioned, unchanged
 from ecompute.cluster.upkeep.decide import Leaks, Look, Question, keep, leaks, releases
 from ecompute.cluster.upkeep.duties import Charge, Duty
 from ecompute.cluster.upkeep.looks import take_full, take_short
@@ -84,7 +86,7 @@ class Audit:
         deleted = frozenset(
             consumer
             for consumer, revision in found.intents.items()
-            if self._delete(keys.intent(consumer), revision, "its writer has done nothing for a while")
+            if self._delete(keys.intent(consumer), revision, "its writer has done nothing for a while", consumer)
         )
         for key, revision in found.orphans.items():
             self._delete(key, revision, "its instance is nowhere any more")
@@ -96,11 +98,22 @@ class Audit:
             log.warning("released claim %s: nobody held it", consumer)
         return released
 
-    def _delete(self, key: str, mod_revision: int, reason: str) -> bool:
-        """Delete a key that nobody has written since the look."""
+    def _delete(self, key: str, mod_revision: int, reason: str, consumer: str | None = None) -> bool:
+        """Delete a key that nobody has written since the look.
+
+        Args:
+            consumer: whose intent it is. A uuid that a client chose is spent with it: a claim that is
+                found under it later is then never another launch's.
+        """
         as_read = Versioned(key, None, mod_revision, mod_revision, 0)
+        used = None if consumer is None else self._store.get(keys.used_uuid(consumer), UsedUuid)
+        compares = [unchanged(as_read), *self._guard()]
+        operations: list[Op] = [Delete(key)]
+        if used is not None and not used.value.is_spent:
+            compares.append(unchanged(used))
+            operations.append(Put(used.key, structs.replace(used.value, is_spent=True)))
         try:
-            self._store.commit([unchanged(as_read), *self._guard()], [Delete(key)])
+            self._store.commit(compares, operations)
         except CompareFailed:
             return False
         log.warning("deleted %s: %s", key, reason)
