@@ -272,10 +272,11 @@ class Launcher:
         except ClaimRefused as refusal:
             if refusal.scope != "host":
                 raise launch.beside.exceeded(refusal) from refusal
-            if refusal.providers & candidate.allocations.keys():
+            if provider in refusal.providers:
                 offer.drop(provider)  # for every launch; a group's refusal is of this one alone
+            if not refusal.providers or not refusal.providers <= candidate.allocations.keys() - {provider}:
+                closed.add(provider)  # else another way to serve it on this host may do: another disk
             self._on_refused(f"{provider} {refusal}")
-            closed.add(provider)
             return None
         launched = self._request(launch, claim, offer, choice, rows, target)
         if launched is not None:
