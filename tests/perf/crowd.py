@@ -7,9 +7,11 @@ within one round.
 from __future__ import annotations
 
 import contextlib
+import json
 import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -18,10 +20,12 @@ from uuid import uuid4
 
 import cloned
 import requests
+from msgspec import structs
 
 from ecompute.cluster import keys
+from ecompute.cluster.assignments import assignment_of
 from ecompute.cluster.config import Config, EtcdSettings, ImageSettings, PlacementSettings
-from ecompute.cluster.documents import Alive, Incarnation, Node, timestamp
+from ecompute.cluster.documents import Alive, Incarnation, Instance, Node, timestamp
 from ecompute.cluster.placement import PRESENCE, Inventory
 from ecompute.cluster.shards import aggregates_of
 from ecompute.cluster.store import Put
@@ -73,6 +77,10 @@ class Crowd:
             placement=PlacementSettings(endpoint=self.placement.endpoint),
             images=ImageSettings(default=IMAGE),
         )
+        self.config_file = self._directory / "compute.yaml"
+        host, _, port = self.etcd.endpoint.rpartition(":")
+        places = {"etcd": {"host": host, "port": int(port)}, "placement": {"endpoint": self.placement.endpoint}}
+        self.config_file.write_text(json.dumps(places), encoding="utf-8")
         self.cloud = self._open.enter_context(Cloud(self.settings))
         self._register()
         self.launcher = Launcher(self.cloud)
@@ -197,3 +205,49 @@ class Crowd:
             session.trust_env = False
             session.headers.update({"x-auth-token": "admin", "openstack-api-version": "placement 1.39"})
         return sessions[id(self)]
+
+    # --- what it costs the services ---
+
+    def requests_of(self, act: Callable[[], object]) -> int:
+        """Return how many requests to placement ``act`` makes with this crowd's `cloud`."""
+        count = 0
+
+        def see(*_: object, **__: object) -> None:
+            nonlocal count
+            count += 1
+
+        hooks = self.cloud.placement._transport._session.hooks["response"]
+        hooks.append(see)
+        try:
+            act()
+        finally:
+            hooks.remove(see)
+        return count
+
+    def etcd_spent(self) -> tuple[float, float]:
+        """Return how much CPU etcd has used, in s, and how many bytes its clients have sent and got."""
+        text = requests.get(f"http://{self.etcd.endpoint}/metrics", timeout=10).text
+        values = {
+            line.split()[0]: float(line.split()[1]) for line in text.splitlines() if line and not line.startswith("#")
+        }
+        moved = sum(values[f"etcd_network_client_grpc_{way}_bytes_total"] for way in ("sent", "received"))
+        return values["process_cpu_seconds_total"], moved
+
+    def fill(self, count: int) -> None:
+        """Have ``count`` instances more, spread over all hosts: in etcd and in placement, as launched."""
+        store = self.cloud.store
+        pattern = store.list(keys.INSTANCES, Instance, limit=1).items[0].value
+        given = self.cloud.placement.provider_allocations(pattern.provider)[pattern.uuid]
+        claims = [(str(uuid4()), self.providers[n % self.count]) for n in range(count)]
+        cloned.hold(self.database, claims, given, pattern.namespace)
+        puts: list[Put] = []
+        for uuid, provider in claims:
+            instance = structs.replace(
+                pattern, uuid=uuid, provider=provider, claim={provider: given}, mappings={"": [provider]}
+            )
+            puts += [
+                Put(keys.instance(uuid), instance),
+                Put(keys.assignment(provider, uuid), assignment_of(instance)),
+            ]
+        for start in range(0, len(puts), 100):
+            store.commit([], puts[start : start + 100])

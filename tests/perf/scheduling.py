@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import statistics
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +14,8 @@ from typing import Self
 
 from crowd import WRITERS, Crowd
 from figures import Figure, figure, timed
+
+from eschedule.cloud.explain import look
 
 LAUNCHES = 24
 """A round's launches, and raw claims."""
@@ -102,8 +106,66 @@ class Scheduling:
             for way, by_size in took.items()
         ]
 
+    def explain(self) -> list[Figure]:
+        """Why a query has no host: requests to placement, and time."""
+        query = "resources=VCPU:1,MEMORY_MB:256,DISK_GB:1&required=HW_CPU_X86_AMD_SVM"
+        few, many = self.crowds[self.sizes[0]], self.crowds[self.sizes[-1]]
+        counts = [
+            float(crowd.requests_of(lambda crowd=crowd: look(crowd.cloud, query).explain())) for crowd in (many, few)
+        ]
+        took: list[list[float]] = [[], []]
+        for _ in self.each_round("explain"):
+            for crowd, into in zip((many, few), took, strict=True):
+                with timed(into):
+                    look(crowd.cloud, query).explain()
+        name = f"explain, {many.count:,} hosts / {few.count:,}"
+        return [
+            figure(f"{name}: requests to placement", counts[:1], counts[1:], "requests", "a few"),
+            figure(name, *took, "ms", "-"),
+        ]
+
+    def cost(self) -> list[Figure]:
+        """What one launch costs etcd, with few hosts and with many."""
+        cpu: dict[int, list[float]] = {size: [] for size in self.sizes}
+        moved: dict[int, list[float]] = {size: [] for size in self.sizes}
+        for _ in self.each_round("cost"):
+            for size, crowd in self.crowds.items():
+                crowd.launch()
+                before = crowd.etcd_spent()
+                crowd.at_once(crowd.launch, LAUNCHES, writers=1)
+                after = crowd.etcd_spent()
+                cpu[size].append((after[0] - before[0]) * 1000 / LAUNCHES)
+                moved[size].append((after[1] - before[1]) / 1024 / LAUNCHES)
+        few, many = self.sizes[0], self.sizes[-1]
+        return [
+            figure(f"a launch's CPU in etcd, {many:,} hosts / {few:,}", cpu[many], cpu[few], "ms", "~ 1"),
+            figure(f"a launch's traffic with etcd, {many:,} hosts / {few:,}", moved[many], moved[few], "KiB", "~ 1"),
+        ]
+
+    def audit(self) -> list[Figure]:
+        """A full look with ten allocations a host: memory, and requests a second."""
+        crowd = self.crowds[self.sizes[-1]]
+        crowd.fill(10 * crowd.count)
+        done = subprocess.run(
+            [sys.executable, str(Path(__file__).with_name("audit_once.py")), str(crowd.config_file)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        found = json.loads(done.stdout)
+        name = f"audit, {crowd.count:,} hosts, {10 * crowd.count:,} allocations"
+        return [
+            figure(f"{name}: memory / limit", [found["memory_mib"]], [200.0], "MiB", "≤ 200 MiB"),
+            figure(f"{name}: requests a second", [found["requests"] / found["seconds"]], [4.0], "/s", "a few"),
+            figure(f"{name}: time", [found["seconds"]], [900.0], "s", "-"),
+        ]
+
 
 FIGURES: dict[str, Callable[[Scheduling], list[Figure]]] = {
     "launches": Scheduling.launches,
     "growth": Scheduling.growth,
+    "explain": Scheduling.explain,
+    "cost": Scheduling.cost,
+    "audit": Scheduling.audit,
 }

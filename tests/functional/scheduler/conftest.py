@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ import sys
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ import yaml
 
 from ecompute.cluster import keys
 from ecompute.cluster.config import Config, EtcdSettings, ImageSettings, PlacementSettings
-from ecompute.cluster.documents import Alive, Incarnation, Node, timestamp
+from ecompute.cluster.documents import Alive, Incarnation, Name, Node, timestamp
 from ecompute.cluster.placement import PRESENCE, Inventory, Placement
 from ecompute.cluster.shards import aggregates_of
 from ecompute.cluster.store import Put, Store
@@ -165,3 +167,50 @@ def make_host(cloud: Cloud, trait: str) -> Callable[..., str]:
         return provider
 
     return make
+
+
+# --- what etcd went through ---
+
+_END = "/zz-end-of-history"
+
+
+@dataclass(frozen=True)
+class Event:
+    revision: int
+    key: str
+    value: bytes | None
+    """None: the key was deleted."""
+
+
+def _history(etcd: EtcdProcess, store: Store) -> Iterator[Event]:
+    """Yield all events since the first revision, in order; nothing must have been compacted."""
+    end = store.commit([], [Put(_END, Name(uuid="", name=""))])
+    watch = subprocess.Popen(
+        ["etcdctl", "--endpoints", etcd.endpoint, "watch", "--prefix", "/", "--rev", "1", "-w", "json"],
+        stdout=subprocess.PIPE,
+        env={"ETCDCTL_API": "3", "PATH": "/usr/bin:/bin:/usr/local/bin"},
+    )
+    assert watch.stdout is not None
+    try:
+        for line in watch.stdout:
+            answer = json.loads(line)
+            assert not answer.get("CompactRevision"), "a part of it was compacted away"
+            for event in answer.get("Events") or ():
+                found = event["kv"]
+                revision = int(found["mod_revision"])
+                if revision >= end:
+                    return
+                is_delete = event.get("type") in (1, "DELETE")
+                value = None if is_delete else base64.b64decode(found.get("value", ""))
+                yield Event(revision, base64.b64decode(found["key"]).decode(), value)
+        raise AssertionError("etcdctl ended before the history did")
+    finally:
+        watch.terminate()
+        watch.wait(10)
+        watch.stdout.close()
+
+
+@pytest.fixture
+def history() -> Callable[[EtcdProcess, Store], Iterator[Event]]:
+    """``history(etcd, store)``: all events since the first revision, in order."""
+    return _history
