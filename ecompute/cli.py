@@ -96,6 +96,68 @@ def dev(directory: Path, remove: bool) -> None:
     sys.exit(run_in_foreground(directory))
 
 
+@cli.command(short_help="Run many hosts in this process, to try the cloud on.")
+@click.option("--hosts", type=click.IntRange(1, 10_000), required=True, metavar="N", help="How many.")
+@click.option("--prefix", default="fleet", show_default=True, help="What their names begin with.")
+@click.option("--vcpus", type=click.IntRange(1, 2**31 - 1), default=64, show_default=True, help="Of each host.")
+@click.option("--memory-mb", type=click.IntRange(1, 2**31 - 1), default=262_144, show_default=True, help="Of each.")
+@click.option("--disk-gb", type=click.IntRange(1, 2**31 - 1), default=4096, show_default=True, help="Of each host.")
+@click.option(
+    "--build-s", type=click.FloatRange(0, 3600), default=0.0, show_default=True, help="How long a guest takes to start."
+)
+@click.option(
+    "--failure-rate", type=click.FloatRange(0, 1), default=0.0, show_default=True, help="Share of starts that fail."
+)
+@click.option(
+    "--directory",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("/var/lib/ecompute-fleet"),
+    show_default=True,
+    help="Where the hosts' state lies; the same directory brings the same hosts back.",
+)
+@click.option("-v", "--verbose", is_flag=True, help="Log what the hosts do.")
+@click.pass_obj
+def fleet(
+    settings: Settings,
+    hosts: int,
+    prefix: str,
+    vcpus: int,
+    memory_mb: int,
+    disk_gb: int,
+    build_s: float,
+    failure_rate: float,
+    directory: Path,
+    verbose: bool,
+) -> None:
+    """Run many hosts in this process, in the foreground, to try the cloud on.
+
+    They are the daemon's own code, with the etcd and placement of the configuration. Hypervisor,
+    network devices, image fetch and disks are fakes: guests take no room and run nothing. Ctrl-C or
+    SIGTERM reserves and ends all hosts.
+
+    \b
+    Example:  ecompute --config compute.yaml fleet --hosts 100 --build-s 2 --failure-rate 0.01
+              eschedule --config compute.yaml launch --count 20 --name web
+    """
+    from ecompute.cluster import config, log
+    from ecompute.fleet.foreground import run_in_foreground
+
+    log.configure("info" if verbose else "warning")
+    sys.exit(
+        run_in_foreground(
+            config.load(config.find(settings.config)),
+            directory.absolute(),
+            hosts=hosts,
+            prefix=prefix,
+            vcpus=vcpus,
+            memory_mb=memory_mb,
+            disk_gb=disk_gb,
+            build_s=build_s,
+            failure_rate=failure_rate,
+        )
+    )
+
+
 @cli.command()
 @click.pass_obj
 def inventory(settings: Settings) -> None:

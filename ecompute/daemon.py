@@ -105,6 +105,7 @@ class Daemon:
         self._exit_status = 0
         self._opened = ExitStack()
         self._host: HostKeeper | None = None
+        self._has_registered = threading.Event()
         self.name = config.name or self._machine.name
         self.provider = ""
         """Its provider's uuid, known once it was started."""
@@ -113,6 +114,10 @@ class Daemon:
     def is_open(self) -> bool:
         """Whether the host takes new instances."""
         return self._host is not None and self._host.is_open
+
+    def wait_registered(self, timeout_s: float) -> bool:
+        """Wait until the host has said of itself what there is to say, for the first time; return whether it has."""
+        return self._has_registered.wait(timeout_s)
 
     def stop(self) -> None:
         """Ask `run` to end; from any thread, or a signal's handler."""
@@ -296,6 +301,7 @@ class Daemon:
         """Keep the host up to date; what did not go through is tried again soon."""
         try:
             host.keep()
+            self._has_registered.set()
         finally:
             if not host.is_settled or host.wait_s:
                 retries.later(self.provider, host.wait_s if host.is_settled else RETRY_S)

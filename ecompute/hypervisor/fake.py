@@ -6,23 +6,32 @@ daemon that uses it: whoever restarts the daemon in a test gives the next one th
 
 The methods under "what a test does to it" are not of the protocol.
 
-Threads: any. Listeners are called from a thread of the fake's own.
+Threads: any. Listeners are called one change after the other, from a thread that is there while there
+are changes to tell.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from queue import SimpleQueue
 from typing import Self
 
 from ecompute.cluster.documents import Power
 from ecompute.cluster.errors import HypervisorError, HypervisorUnavailable
+from ecompute.cluster.timers import Serial
 from ecompute.hypervisor import domain
 from ecompute.hypervisor.api import FoundDomain, HostCapabilities, foreign
 from ecompute.hypervisor.domain import DomainPlan
+
+CALLS_KEPT = 10_000
+CLOSE_S = 5.0
+
+Before = Callable[[str, str, threading.Event], None]
+"""Called before each call that reaches it, with the call's name, the domain's uuid, and what is set when
+the connection is cut; may take its time, or raise what the call is to raise."""
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +55,7 @@ class _Machine:
     failures: dict[str, str] = field(default_factory=dict)
     hung: dict[str, threading.Event] = field(default_factory=dict)
     watchers: list[FakeHypervisor] = field(default_factory=list)
-    calls: list[tuple[str, str]] = field(default_factory=list)
+    calls: deque[tuple[str, str]] = field(default_factory=lambda: deque(maxlen=CALLS_KEPT))
 
 
 class FakeHypervisor:
@@ -55,11 +64,22 @@ class FakeHypervisor:
     Args:
         provider_uuid: whose domains are ours.
         needs_disks: a domain whose root disk is not there cannot start, as in earnest.
+        before: see `Before`.
+        on_power: told that a domain goes on or off, where its taps come and go.
     """
 
-    def __init__(self, provider_uuid: str, *, needs_disks: bool = True) -> None:
+    def __init__(
+        self,
+        provider_uuid: str,
+        *,
+        needs_disks: bool = True,
+        before: Before = lambda call, uuid, is_cut: None,
+        on_power: Callable[[DomainPlan, bool], None] = lambda plan, is_on: None,
+    ) -> None:
         self._provider = provider_uuid
         self._needs_disks = needs_disks
+        self._before = before
+        self._on_power = on_power
         self._machine = _Machine()
         self._begin()
 
@@ -67,13 +87,14 @@ class FakeHypervisor:
         """Return another connection to the same domains."""
         other = object.__new__(type(self))
         other._provider, other._needs_disks, other._machine = self._provider, self._needs_disks, self._machine
+        other._before, other._on_power = self._before, self._on_power
         other._begin()
         return other
 
     def _begin(self) -> None:
         self._listeners: list[Callable[[str], None]] = []
-        self._queue: SimpleQueue[tuple[str, Callable[[str], None] | None] | None] = SimpleQueue()
-        self._thread: threading.Thread | None = None
+        self._telling: Serial[tuple[str, Callable[[str], None] | None]] = Serial("fake-hypervisor", self._tell)
+        self._is_cut = threading.Event()
         with self._machine.lock:
             self._machine.watchers.append(self)
 
@@ -113,6 +134,7 @@ class FakeHypervisor:
                 raise HypervisorError(f"cannot start domain {uuid}: Cannot access storage file '{disk}'")
             if found.power not in (Power.ON, Power.PAUSED):
                 self._machine.domains[uuid] = replace(found, power=Power.ON)
+                self._on_power(self._machine.plans[uuid], True)
         self._changed(uuid)
 
     def stop(self, uuid: str) -> None:
@@ -122,6 +144,7 @@ class FakeHypervisor:
             if found is None or found.power not in (Power.ON, Power.PAUSED):
                 return
             self._machine.domains[uuid] = replace(found, power=Power.OFF)
+            self._on_power(self._machine.plans[uuid], False)
         self._changed(uuid)
 
     def undefine(self, uuid: str) -> None:
@@ -138,10 +161,7 @@ class FakeHypervisor:
 
     def on_change(self, listener: Callable[[str], None]) -> None:
         self._listeners.append(listener)
-        self._queue.put(("", listener))
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._tell, name="fake-hypervisor", daemon=True)
-            self._thread.start()
+        self._telling.put(("", listener))
 
     def capabilities(self) -> HostCapabilities:
         self._enter("capabilities", "")
@@ -154,9 +174,7 @@ class FakeHypervisor:
         with self._machine.lock:
             if self in self._machine.watchers:
                 self._machine.watchers.remove(self)
-        self._queue.put(None)
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join(5)
+        self._telling.close(CLOSE_S)
 
     # --- what a test does to it ---
 
@@ -188,6 +206,10 @@ class FakeHypervisor:
             event.set()
 
         return release
+
+    def cut(self) -> None:
+        """As if the process with this connection had been killed: no call of it does anything any more."""
+        self._is_cut.set()
 
     def go_down(self) -> None:
         """As if libvirtd had ended; guests run on."""
@@ -222,13 +244,16 @@ class FakeHypervisor:
 
     def _enter(self, call: str, uuid: str) -> None:
         with self._machine.lock:
-            if self._machine.is_down:
+            if self._machine.is_down or self._is_cut.is_set():
                 raise HypervisorUnavailable("the fake hypervisor is down")
             self._machine.calls.append((call, uuid))
             hung = self._machine.hung.get(uuid) if call not in ("get", "list") else None
             failure = self._machine.failures.get(call)
         if hung is not None:
             hung.wait()
+        self._before(call, uuid, self._is_cut)
+        if self._is_cut.is_set():
+            raise HypervisorUnavailable("the connection to the fake hypervisor was cut")
         if failure:
             raise HypervisorError(f"cannot {call} domain {uuid}: {failure}")
 
@@ -242,13 +267,12 @@ class FakeHypervisor:
         with self._machine.lock:
             watchers = list(self._machine.watchers)
         for watcher in watchers:
-            watcher._queue.put((uuid, None))
+            watcher._telling.put((uuid, None))
 
-    def _tell(self) -> None:
-        while (item := self._queue.get()) is not None:
-            uuid, only = item
-            for listener in [only] if only is not None else list(self._listeners):
-                try:
-                    listener(uuid)
-                except Exception:
-                    log.exception("a listener for domain %s failed", uuid or "changes")
+    def _tell(self, item: tuple[str, Callable[[str], None] | None]) -> None:
+        uuid, only = item
+        for listener in [only] if only is not None else list(self._listeners):
+            try:
+                listener(uuid)
+            except Exception:
+                log.exception("a listener for domain %s failed", uuid or "changes")

@@ -20,6 +20,8 @@ from ecompute.network.filter import FilterState
 from ecompute.network.links import Address, pick
 from ecompute.network.mesh import FoundBridge, FoundNetwork, FoundPort, FoundVxlan
 
+APPLIED_KEPT = 10_000
+
 
 class FakeLinks:
     """``networks`` is the state, by VNI; tests may put anything there."""
@@ -60,6 +62,8 @@ class FakeLinks:
                         self.taps |= {port.name: port.is_hardened for port in found.ports}
                     self.networks[change.vni] = _applied(change, found)
             self.applied.append(change)
+            if len(self.applied) > APPLIED_KEPT:
+                del self.applied[: APPLIED_KEPT // 2]
 
     def _apply_to_device(self, change: mesh.SetMtu | mesh.Harden | mesh.SetUp) -> None:
         if isinstance(change, mesh.Harden) and change.device in self.taps:
@@ -73,6 +77,22 @@ class FakeLinks:
         if isinstance(change, mesh.Harden) and change.device.startswith(mesh.TAP_PREFIX):
             return  # a tap goes with its guest, at any time
         raise NetworkError(f"applying {change}: there is no device {change.device}")
+
+    def plug(self, tap: str, bridge: str) -> None:
+        """As the hypervisor does when a guest starts: a tap appears on a bridge."""
+        with self._lock:
+            for vni, found in self.networks.items():
+                if mesh.bridge_name(vni) == bridge and found.bridge is not None:
+                    self.networks[vni] = replace(found, ports=found.ports | {FoundPort(tap, False)})
+                    return
+            self.taps[tap] = False
+
+    def unplug(self, tap: str) -> None:
+        """As the kernel does when the guest ends. Idempotent."""
+        with self._lock:
+            self.taps.pop(tap, None)
+            for vni, found in self.networks.items():
+                self.networks[vni] = replace(found, ports=frozenset(p for p in found.ports if p.name != tap))
 
     def ours(self) -> frozenset[int]:
         with self._lock:

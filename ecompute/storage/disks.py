@@ -54,18 +54,10 @@ def create_overlay(
         InvalidImage: the image is larger than ``disk_gb``, or qemu-img refuses it.
         StorageError: the disk exists already, or could not be made.
     """
-    if not 0 < disk_gb * GIB <= inspect.MAX_VIRTUAL_BYTES:
-        raise InvalidInput(f"a disk of {disk_gb} GB cannot be made", hint="ask for DISK_GB:1 or more, up to 65536")
-    if image.virtual_size_bytes > disk_gb * GIB:
-        raise InvalidImage(
-            f"the image is a disk of {image.virtual_size_bytes / GIB:.4g} GiB "
-            f"({image.virtual_size_bytes} bytes), the instance has DISK_GB:{disk_gb} ({disk_gb * GIB} bytes)",
-            hint=f"ask for DISK_GB:{-(-image.virtual_size_bytes // GIB)} or more",
-        )
+    size_bytes = overlay_bytes(image, disk_gb=disk_gb, resize=resize)
     path = path.absolute()
     if path.exists():
         raise StorageError(f"the disk {path} exists already and is not written over")
-    size_bytes = disk_gb * GIB if resize else image.virtual_size_bytes
     made: Path | None = None
     try:
         made = partial.create(path.parent, path.name)
@@ -80,6 +72,23 @@ def create_overlay(
     finally:
         if made is not None:
             partial.discard(made)
+
+
+def overlay_bytes(image: Image, *, disk_gb: int, resize: bool) -> int:
+    """Return how large the disk is that `create_overlay` makes. Pure.
+
+    Raises:
+        InvalidInput, InvalidImage: as there.
+    """
+    if not 0 < disk_gb * GIB <= inspect.MAX_VIRTUAL_BYTES:
+        raise InvalidInput(f"a disk of {disk_gb} GB cannot be made", hint="ask for DISK_GB:1 or more, up to 65536")
+    if image.virtual_size_bytes > disk_gb * GIB:
+        raise InvalidImage(
+            f"the image is a disk of {image.virtual_size_bytes / GIB:.4g} GiB "
+            f"({image.virtual_size_bytes} bytes), the instance has DISK_GB:{disk_gb} ({disk_gb * GIB} bytes)",
+            hint=f"ask for DISK_GB:{-(-image.virtual_size_bytes // GIB)} or more",
+        )
+    return disk_gb * GIB if resize else image.virtual_size_bytes
 
 
 def remove(path: Path) -> bool:

@@ -32,6 +32,7 @@ from ecompute.cluster.placement.query import CandidatesQuery, candidates_query
 if TYPE_CHECKING:
     from ecompute.cluster.placement.claiming import ClaimRequest
     from ecompute.cluster.placement.client import Placement
+from ecompute.cluster.placement.shared import SharedPlacement
 
 __all__ = [
     "MAX_INT",
@@ -44,6 +45,7 @@ __all__ = [
     "Inventories",
     "Inventory",
     "Placement",
+    "SharedPlacement",
     "Provider",
     "Summary",
     "candidates_query",
