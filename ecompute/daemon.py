@@ -34,12 +34,14 @@ from ecompute.cluster.placement import Placement
 from ecompute.cluster.retries import Retries
 from ecompute.cluster.store import Store
 from ecompute.cluster.upkeep.leader import Leader
+from ecompute.copies import Copies
 from ecompute.heartbeat import Heartbeat
 from ecompute.hold import Hold
 from ecompute.hypervisor import features
 from ecompute.instances.actuate import Actuator
 from ecompute.instances.lanes import Stuck
 from ecompute.instances.memory import Memory
+from ecompute.instances.patience import Patience
 from ecompute.instances.reconciler import InstanceReconciler
 from ecompute.instances.reporter import Reporter
 from ecompute.keeper import HostKeeper
@@ -164,6 +166,7 @@ class Daemon:
             opened.callback(_tried, end)
 
         memory = Memory(state / "memory")
+        patience = Patience(state / "memory" / "stuck.json")
         provider = self.provider = identity(config, state)
         links = machine.links
         underlay = links.underlay(config.underlay)
@@ -189,8 +192,9 @@ class Daemon:
             return False
         trial = machine.trial()
         capabilities = hypervisor.capabilities()
-        images = ImageCache(state / "images", machine.images)
+        images = ImageCache(state / "images", machine.images, on_change=lambda: copies.wake())
         at_end(images.close)
+        copies = Copies(store, provider, images.held, is_held=lambda: hold.reason is not None, rng=self._rng)
         watcher = store.watcher()
         at_end(watcher.close)
         memberships = Memberships(
@@ -229,7 +233,8 @@ class Daemon:
             boot_id=machine.boot_id,
             hold_reason=lambda: hold.reason,
             witness=hold.witness,
-            on_exhausted=self._exhausted,
+            on_exhausted=lambda stuck: self._exhausted(stuck, patience),
+            patience=patience,
             on_converged=lambda: self._converged(upkeep),
             release_thread=hypervisor.release_thread,
             has_claim=lambda uuid: provider in placement.allocations(uuid).allocations,
@@ -291,6 +296,8 @@ class Daemon:
         heartbeat.start()
         upkeep.start()
         at_end(upkeep.stop)
+        copies.start()
+        at_end(copies.stop)
         leader.start()
         at_end(leader.stop)
         instances.start()
@@ -311,8 +318,9 @@ class Daemon:
         if host is not None and not host.is_open and not host.is_held:
             upkeep.wake()
 
-    def _exhausted(self, stuck: list[Stuck]) -> None:
+    def _exhausted(self, stuck: list[Stuck], patience: Patience) -> None:
         log.critical("%d lanes hang (%s); ending, to be started anew", len(stuck), ", ".join(s.uuid for s in stuck))
+        patience.stuck(one.uuid for one in stuck)
         self._exit_status = EXIT_STUCK
         self.stop()
 

@@ -14,12 +14,15 @@ from collections.abc import Callable
 
 from ecompute.cluster import keys
 from ecompute.cluster.documents import Alive, timestamp
-from ecompute.cluster.errors import CompareFailed, Conflict, Unavailable
+from ecompute.cluster.errors import CloudError, CompareFailed, Conflict, Unavailable
 from ecompute.cluster.periodic import Periodic
+from ecompute.cluster.retries import Retries
 from ecompute.cluster.store import Lease, Put, Store, absent
 
 TTL_S = 30
-CHECK_PERIOD_S = 5.0
+CHECK_PERIOD_S = 60.0
+"""Beside being told when the lease is lost."""
+RETRY_S = 5.0
 
 log = logging.getLogger(__name__)
 
@@ -36,12 +39,14 @@ class Heartbeat:
         self._lock = threading.Lock()
         self._lease: Lease | None = None
         self._periodic = Periodic("heartbeat", self._keep, period_s=CHECK_PERIOD_S, rng=rng)
+        self._retries = Retries("heartbeat", lambda key: self._periodic.wake(), rng=rng)
 
     def start(self) -> None:
         self._periodic.start()
 
     def stop(self) -> None:
         """End the lease, and the key with it."""
+        self._retries.close()
         self._periodic.stop()
         with self._lock:
             lease, self._lease = self._lease, None
@@ -49,6 +54,13 @@ class Heartbeat:
             lease.revoke()
 
     def _keep(self) -> None:
+        try:
+            self._take()
+        except CloudError:
+            self._retries.later(self._key, RETRY_S)
+            raise
+
+    def _take(self) -> None:
         with self._lock:
             if self._lease is not None and self._lease.is_held:
                 return

@@ -226,7 +226,17 @@ def copies(provider: str) -> str:
 
 def copy(provider: str, image: str) -> str:
     """What tells whether a host holds an image: its URL, made fit for a key."""
-    return copies(provider) + sha256(image.encode()).hexdigest()[:32]
+    return copy_of(provider, image_digest(image))
+
+
+def copy_of(provider: str, digest: str) -> str:
+    """The same, of the URL's `image_digest`."""
+    return copies(provider) + _part(digest[:32])
+
+
+def image_digest(image: str) -> str:
+    """What stands for an image's URL, in keys and in the names of files."""
+    return sha256(image.encode(errors="surrogatepass")).hexdigest()
 
 
 def intent(consumer: str) -> str:

@@ -21,6 +21,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 WORKERS = 64
@@ -49,6 +50,21 @@ class Timer:
         self._owner._cancel(self)
 
 
+_Job = tuple[str, Callable[[], None]]
+
+
+@dataclass(eq=False)
+class _Worker:
+    """A worker that rests, and what it is given to do."""
+
+    has_job: threading.Semaphore
+    job: _Job | None = None
+
+    def give(self, job: _Job) -> None:
+        self.job = job
+        self.has_job.release()
+
+
 class Timers:
     """See the module."""
 
@@ -57,14 +73,15 @@ class Timers:
         self._idle_s = idle_s
         self._lock = threading.RLock()
         self._due_changed = threading.Condition(self._lock)
-        self._has_work = threading.Condition(self._lock)
         self._heap: list[tuple[float, int, Timer]] = []
         self._serial = itertools.count()
         self._rubbish = 0
-        self._queue: deque[tuple[str, Callable[[], None]]] = deque()
+        self._queue: deque[_Job] = deque()
+        """What waits for a worker, when there are as many as there may be."""
         self._waiter: threading.Thread | None = None
         self._workers = 0
-        self._idle = 0
+        self._idle: list[_Worker] = []
+        """The one that worked last is asked first, so that those that are not needed end."""
 
     def later(self, delay_s: float, name: str, function: Callable[[], None]) -> Timer:
         """Call ``function`` in ``delay_s`` seconds, on a worker that is named ``name`` meanwhile."""
@@ -81,11 +98,13 @@ class Timers:
 
     def soon(self, name: str, function: Callable[[], None]) -> None:
         """Call ``function`` now, on a worker."""
+        job = name, function
         with self._lock:
-            self._queue.append((name, function))
-            if self._idle >= len(self._queue):
-                self._has_work.notify()
-            elif self._workers < self._limit:
+            if self._idle:
+                self._idle.pop().give(job)
+                return
+            self._queue.append(job)
+            if self._workers < self._limit:
                 try:
                     threading.Thread(target=self._work, name=name, daemon=True).start()
                 except RuntimeError as error:  # the machine gives no thread: it waits for those that there are
@@ -121,21 +140,31 @@ class Timers:
                     return
 
     def _work(self) -> None:
-        while True:
-            with self._lock:
-                self._idle += 1
-                has_work = self._has_work.wait_for(lambda: self._queue, self._idle_s)
-                self._idle -= 1
-                if not has_work:
-                    self._workers -= 1
-                    return
-                name, function = self._queue.popleft()
+        worker = _Worker(threading.Semaphore(0))
+        while (job := self._next(worker)) is not None:
+            name, function = job
             threading.current_thread().name = name
             try:
                 function()
             except Exception:
                 log.exception("%s: failed unexpectedly", name)
-            del function  # an idle worker keeps nothing alive
+            del job, function  # an idle worker keeps nothing alive
+
+    def _next(self, worker: _Worker) -> _Job | None:
+        """Return what ``worker`` is to do next; nothing if it is not needed any more."""
+        with self._lock:
+            if self._queue:
+                return self._queue.popleft()
+            self._idle.append(worker)
+        if not worker.has_job.acquire(timeout=self._idle_s):
+            with self._lock:
+                if worker in self._idle:
+                    self._idle.remove(worker)
+                    self._workers -= 1
+                    return None
+            worker.has_job.acquire()  # it was given one at the last moment
+        job, worker.job = worker.job, None
+        return job
 
 
 class Serial(Generic[T]):

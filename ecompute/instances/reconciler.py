@@ -38,6 +38,7 @@ from ecompute.instances.actuate import DEADLINE_S, DEFAULT_DEADLINE_S, Actuator,
 from ecompute.instances.gangs import Gangs
 from ecompute.instances.lanes import Lanes, Stuck, Work
 from ecompute.instances.memory import Memory
+from ecompute.instances.patience import Patience
 from ecompute.instances.plan import after_failure, has_nothing, plan
 from ecompute.instances.reporter import Reporter
 from ecompute.instances.terms import Found, Phase, Plan, Record, Step
@@ -72,6 +73,7 @@ class InstanceReconciler:
         boot_id: which boot of the machine this is.
         has_claim: asks placement whether an instance has an allocation on this host.
         on_exhausted: told when so many lanes are stuck that the daemon had better start anew.
+        patience: with instances that stuck before the last start.
         on_converged: told, on any thread, each time that `has_converged` may have come to be; must not block.
         spare_lanes: how many idle lanes keep their thread.
     """
@@ -92,6 +94,7 @@ class InstanceReconciler:
         hold_reason: Callable[[], str | None],
         witness: Callable[[int], None],
         on_exhausted: Callable[[list[Stuck]], None],
+        patience: Patience,
         on_converged: Callable[[], None] = lambda: None,
         spare_lanes: int = 1,
         release_thread: Callable[[], None],
@@ -121,6 +124,7 @@ class InstanceReconciler:
         )
         self._gangs = Gangs(store, watcher, self._lanes.wake)
         self._on_converged = on_converged
+        self._patience = patience
         self._retries = Retries("instance-retries", self._lanes.wake)
         self._scanning = Periodic("instances", self._scan, period_s=SCAN_PERIOD_S, rng=rng)
         self._has_scanned = threading.Event()
@@ -217,8 +221,15 @@ class InstanceReconciler:
     # --- the work of a lane ---
 
     def _work(self, work: Work) -> None:
+        left_s = self._patience.left_s(work.uuid)
+        if left_s > 0:
+            log.warning("instance %s stuck before the last start, and is left alone for %.0f s", work.uuid, left_s)
+            self._is_settled(work.uuid, False)
+            self._retries.later(work.uuid, left_s)
+            return
         try:
             self._converge(work)
+            self._patience.went_well(work.uuid)
             self._is_settled(work.uuid, True)
         except Cancelled:
             self._actuator.stop_fetching(work.uuid)

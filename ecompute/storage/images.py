@@ -20,7 +20,6 @@ belongs to one process.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import threading
 import time
@@ -36,6 +35,7 @@ import msgspec
 from ecompute.cluster.decoding import from_json
 from ecompute.cluster.documents import timestamp
 from ecompute.cluster.errors import Cancelled, CloudError, StorageError, Unavailable
+from ecompute.cluster.keys import image_digest
 from ecompute.storage import partial
 from ecompute.storage.fetch.api import ImageSource, Validator, shown
 from ecompute.storage.fetch.local import path_of
@@ -74,6 +74,15 @@ class _Entry(msgspec.Struct, frozen=True, kw_only=True):
         return Validator(self.etag, self.last_modified)
 
 
+@dataclass(frozen=True)
+class Held:
+    """An image that is here; the URL as it may be shown."""
+
+    url: str
+    sha256: str
+    size_bytes: int
+
+
 @dataclass(eq=False)
 class _Flight:
     url: str
@@ -95,12 +104,14 @@ class ImageCache:
         max_fetches: int = MAX_FETCHES,
         monotonic: Callable[[], float] = time.monotonic,
         clock: Callable[[], float] = time.time,
+        on_change: Callable[[], None] = lambda: None,
     ) -> None:
         """Open the cache, and remove what a killed run left unfinished in it.
 
         Args:
             directory: made if absent. QEMU reads the images in it, as another user.
             fresh_s: for so long after a source was asked about a URL it is not asked again.
+            on_change: told, on any thread, that `held` has changed; must not block.
 
         Raises:
             StorageError: the directory cannot be used.
@@ -112,6 +123,7 @@ class ImageCache:
         self._max_fetches = max_fetches
         self._monotonic = monotonic
         self._clock = clock
+        self._on_change = on_change
         self._lock = threading.Lock()
         self._flights: dict[str, _Flight] = {}
         self._queues: dict[bool, deque[_Flight]] = {False: deque(), True: deque()}
@@ -164,6 +176,23 @@ class ImageCache:
         future.add_done_callback(lambda _: self._left(flight))
         return future
 
+    def held(self) -> dict[str, Held]:
+        """Return the images that are here, by `ecompute.cluster.keys.image_digest` of each URL.
+
+        Raises:
+            StorageError: the directory cannot be read.
+        """
+        try:
+            entries = {path.name: self._entry(path) for path in self._index.iterdir() if not path.name.startswith(".")}
+            present = {path.name for path in self._images.iterdir()}
+        except OSError as error:
+            raise StorageError(f"the image cache cannot be read: {error.strerror}") from error
+        return {
+            digest: Held(entry.url, entry.sha256, entry.size_bytes)
+            for digest, entry in entries.items()
+            if entry is not None and entry.sha256 in present
+        }
+
     def prune(self, keep: Collection[str], *, unused_s: float = UNUSED_S) -> tuple[str, ...]:
         """Remove the images that nobody needs; return their hashes.
 
@@ -190,6 +219,8 @@ class ImageCache:
                     partial.remove(path)
         except OSError as error:
             raise StorageError(f"the image cache cannot be pruned: {error.strerror}") from error
+        if removed:
+            self._on_change()
         return tuple(removed)
 
     def close(self) -> None:
@@ -259,7 +290,7 @@ class ImageCache:
                 self._queues[flight.is_quick].remove(flight)
 
     def _index_of(self, url: str) -> Path:
-        return self._index / hashlib.sha256(url.encode(errors="surrogatepass")).hexdigest()
+        return self._index / image_digest(url)
 
     # --- one flight, in its thread ---------------------------------------------------------------
 
@@ -304,6 +335,7 @@ class ImageCache:
         finally:
             partial.discard(fetched.path)
         log.info("fetched %s: %s, %d bytes, sha256 %s", shown(url), info.format, info.size_bytes, image.sha256)
+        self._on_change()
         return image
 
     def _keep(self, flight: _Flight, path: Path, sha256: str, info: ImageInfo) -> Image:
