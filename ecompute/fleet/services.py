@@ -13,7 +13,8 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from ecompute.cluster.config import Config
-from ecompute.cluster.placement import Placement, SharedPlacement
+from ecompute.cluster.placement import Placement
+from ecompute.cluster.placement.shared import SharedPlacement
 from ecompute.cluster.store import SharedStore, Store
 
 T = TypeVar("T", SharedStore, SharedPlacement)

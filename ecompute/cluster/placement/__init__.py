@@ -6,6 +6,7 @@
 - `transport`  one HTTP session: deadlines, bounded retries, the errors of it
 - `providers`  what providers have, can do and belong to; all hosts at once
 - `client`     `Placement`: those, candidates, claims
+- `shared`     one session for many users in one process
 
 `Placement` and `ClaimRequest` are loaded when they are first asked for: they bring `requests`, which a
 command that only checks a query, or prints its help, does not pay for.
@@ -32,7 +33,6 @@ from ecompute.cluster.placement.query import CandidatesQuery, candidates_query
 if TYPE_CHECKING:
     from ecompute.cluster.placement.claiming import ClaimRequest
     from ecompute.cluster.placement.client import Placement
-from ecompute.cluster.placement.shared import SharedPlacement
 
 __all__ = [
     "MAX_INT",
@@ -45,7 +45,6 @@ __all__ = [
     "Inventories",
     "Inventory",
     "Placement",
-    "SharedPlacement",
     "Provider",
     "Summary",
     "candidates_query",
