@@ -137,7 +137,7 @@ def fleet(
 
     \b
     Example:  ecompute --config compute.yaml fleet --hosts 100 --build-s 2 --failure-rate 0.01
-              eschedule --config compute.yaml launch --count 20 --name web
+              ECOMPUTE_CONFIG=compute.yaml eschedule launch --name web-1 --wait
     """
     from ecompute.cluster import config, log
     from ecompute.fleet.foreground import run_in_foreground
