@@ -69,6 +69,7 @@ class HostKeeper:
         self._turn = 0
         """Of `/admin` when the host was opened."""
         self._standing = Standing(Door.CLOSED, "it starts")
+        self._unclaimed = 0
         self.is_open = False
         self.is_settled = False
         """Whether the last `keep` went through."""
@@ -90,7 +91,8 @@ class HostKeeper:
         if self._is_registered or self._has_node():
             self._write_node(hold, measured)  # at once: placement may be away, and a hold is to be seen
         admin = self._admin()
-        self._standing = standing(self._facts(hold, admin))
+        facts = self._facts(hold, admin)
+        self._standing, self._unclaimed = standing(facts), facts.unclaimed
         if self._is_registered:
             self._write_node(hold, measured)
         self._register(measured, None if hold is not None or admin is None else admin)
@@ -202,6 +204,7 @@ class HostKeeper:
         node = structs.replace(
             self._node(hold),
             closed=None if hold is not None else self._standing.reason,
+            unclaimed=self._unclaimed,
             inventory={name: InventoryFacts(**structs.asdict(item)) for name, item in sorted(offered.items())},
         )
         key = keys.node(node.provider)

@@ -19,6 +19,7 @@ from ecompute.cluster.errors import one_line
 from ecompute.cluster.store import Put, Store
 
 INSTANCE = "instance"
+HOST = "host"
 
 TOOL = "eschedule"
 """The writer's name of those who ask."""

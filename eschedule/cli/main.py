@@ -44,6 +44,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "doctor": ("eschedule.cli.doctor:doctor", "Say where an instance stands, and what it waits for."),
     "explain": ("eschedule.cli.explain:explain", "Say of every host why it could not serve a query."),
     "capacity": ("eschedule.cli.capacity:capacity", "Say how many more instances would fit."),
+    "audit": ("eschedule.cli.audit:audit", "Compare placement, etcd and the hosts, and repair."),
     "host": ("eschedule.cli.host:host", "Look after one host: enrol it, take its rights back."),
     "hosts": ("eschedule.cli.host:hosts", "List the hosts and their room."),
     "group": ("eschedule.cli.group:group", "Keep instances together, or apart."),

@@ -14,6 +14,7 @@ or watchers, threads: `close` ends them. No process may fork (without exec) whil
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -146,6 +147,17 @@ class Store:
             return _listing(self._pages(prefix, pages, limit, is_keys_only=False), kind, lambda: pages.revision)
 
         return self._again_if_compacted(read, attempts=_LIST_ATTEMPTS if revision is None else 1)
+
+    def each(self, prefix: str, kind: type[T]) -> Iterator[Versioned[T]]:
+        """Yield what `list` returns, a page in memory at a time, all at one revision; unreadable ones are left out.
+
+        Raises:
+            InvalidInput: the revision was compacted away meanwhile; begin anew.
+            StoreUnavailable: etcd does not answer.
+        """
+        for kv in self._pages(prefix, _Pages(None), None, is_keys_only=False):
+            with contextlib.suppress(Unreadable):
+                yield _versioned(kv, kind)
 
     def keys(self, prefix: str, limit: int | None = None) -> tuple[Keys, int]:
         """Return the keys that begin with ``prefix``, in order, and the revision they were read at.

@@ -1,12 +1,15 @@
-"""Finds what nobody holds any more: intents without a request, claims and keys without an instance.
+"""Compares placement, etcd and what hosts say, and repairs what two looks in a row agree is wrong.
 
-What is a leak is decided in `decide.leaks`, from two looks of the same auditor (`looks`); here the
+What that is, is decided in `decide.leaks`, from two looks of the same auditor (`looks`); here the
 decisions are carried out. A look reads placement first and etcd after it, so that a claim
 on its way is never seen without its intent or its instance. A claim is released only after its host
-has said that nothing of it is there.
+has said that nothing of it is there. An instance without a claim is given it again (`reclaim`).
 
-The *short* look is for intents alone, which are few; the *full* one reads every allocation of every
-host. One thread at a time.
+The *short* look is for intents alone, which are few; the *full* one reads the allocations of every
+host in use, a few requests a second. The lead audits always; ``eschedule audit`` does the same beside
+it: every write compares what was read, and a claim that is released twice is released once.
+
+One thread at a time.
 """
 
 from __future__ import annotations
@@ -21,11 +24,14 @@ from msgspec import structs
 from ecompute.cluster import keys
 from ecompute.cluster.asking import NOTHING, PRESENCE, ask
 from ecompute.cluster.documents import Operation, UsedUuid
-from ecompute.cluster.errors import CompareFailed
-from ecompute.cluster.store import Compare, Delete, Op, Put, Store, Versioned, unchanged
-from ecompute.cluster.upkeep.decide import Leaks, Look, Question, keep, leaks, releases
-from ecompute.cluster.upkeep.duties import Charge, Duty
+from ecompute.cluster.errors import CloudError, CompareFailed, Unavailable
+from ecompute.cluster.events import HOST, LEAD, Events
+from ecompute.cluster.store import Compare, Delete, Op, Put, Store, Versioned, absent, unchanged
+from ecompute.cluster.upkeep.decide import GRACE_S, Leaks, Look, Question, keep, leaks, releases
+from ecompute.cluster.upkeep.duties import Charge, Duty, NotLeading
+from ecompute.cluster.upkeep.findings import Finding, findings
 from ecompute.cluster.upkeep.looks import take_full, take_short
+from ecompute.cluster.upkeep.reclaim import Outcome, Reclaimer
 
 if TYPE_CHECKING:
     from ecompute.cluster.placement import Placement
@@ -36,6 +42,8 @@ FULL_AUDIT_PERIOD_S = 900.0
 FIRST_FULL_AUDITS_S = 65.0
 """A new lead takes its first two full looks this far apart, so that what its predecessor left is
 found soon."""
+PAUSE_S = 0.25
+"""Before each of many requests to placement: launches come first."""
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +53,9 @@ class Audit:
 
     Args:
         guard: what every transaction compares besides: the leader's term.
+        events: where repairs are recorded; the lead's by default.
+        pause: called with seconds between requests to placement.
+        grace_s: how far apart two looks are that are believed.
     """
 
     def __init__(
@@ -53,12 +64,21 @@ class Audit:
         placement: Placement,
         guard: Callable[[], list[Compare]],
         clock: Callable[[], float] = time.monotonic,
+        *,
+        events: Events | None = None,
+        pause: Callable[[float], object] = lambda seconds: None,
+        grace_s: float = GRACE_S,
     ) -> None:
         self._store = store
         self._placement = placement
         self._guard = guard
         self._clock = clock
+        self._events = Events(store, LEAD) if events is None else events
+        self._pause = pause
+        self._grace_s = grace_s
+        self._reclaimer = Reclaimer(store, placement, self._events, guard)
         self._before: dict[bool, Look | None] = {True: None, False: None}
+        self._told: dict[bool, frozenset[Finding]] = {True: frozenset(), False: frozenset()}
 
     def run(self, *, is_full: bool) -> tuple[str, ...]:
         """Take a look, and repair what it and the one before agree on; return what was released.
@@ -66,54 +86,108 @@ class Audit:
         Raises:
             Unavailable: etcd or placement does not answer; call again.
         """
+        found = self.look(is_full=is_full)
+        now = frozenset(findings(found))
+        for finding in sorted(now - self._told[is_full], key=lambda f: (f.what, f.subject)):
+            (log.warning if finding.is_wrong else log.info)(
+                "%s %s; to do: %s", finding.what, finding.subject, finding.repair
+            )
+        self._told[is_full] = now
+        return self.repair(found)
+
+    def look(self, *, is_full: bool) -> Leaks:
+        """Take a look; return what it and the one before agree on.
+
+        Raises:
+            Unavailable: etcd or placement does not answer; call again.
+        """
         now = (
-            take_full(self._store, self._placement, self._clock)
+            take_full(self._store, self._placement, self._clock, lambda: self._pause(PAUSE_S))
             if is_full
             else take_short(self._store, self._placement, self._clock)
         )
         before = self._before[is_full]
-        found = leaks(before, now)
-        self._before[is_full] = keep(before, now)
-        for consumer in found.foreign:
-            log.info("consumer %s in placement is not of a type of ours; it is left alone", consumer)
-        for consumer in found.stranded:
-            log.warning("claim %s belongs to nobody, and its host cannot say whether it is empty", consumer)
-        for uuid in found.unbacked:
-            log.error("instance %s has no allocation in placement (was it set back?); its guest is left alone", uuid)
-        return self._repair(found)
+        self._before[is_full] = keep(before, now, self._grace_s)
+        return leaks(before, now, self._grace_s)
 
-    def _repair(self, found: Leaks) -> tuple[str, ...]:
+    def repair(self, found: Leaks) -> tuple[str, ...]:
+        """Repair what was found; return the consumers whose claims were released."""
         deleted = frozenset(
-            consumer
-            for consumer, revision in found.intents.items()
-            if self._delete(keys.intent(consumer), revision, "its writer has done nothing for a while", consumer)
+            consumer for consumer, revision in found.intents.items() if self._give_up(consumer, revision)
         )
         for key, revision in found.orphans.items():
             self._delete(key, revision, "its instance is nowhere any more")
+        hosts = {question.consumer: question.provider for question in found.questions}
         nothing_there = frozenset(question for question in found.questions if self._is_nothing_there(question))
         released = releases(found, deleted, nothing_there)
         for consumer in released:
             self._guard()  # placement cannot compare it: at least it held a moment ago
             self._placement.release(consumer)
             log.warning("released claim %s: nobody held it", consumer)
+            self._record(hosts[consumer], "claim.released", f"claim {consumer} was released: nobody held it")
+        for uuid in found.unbacked:
+            self._pause(PAUSE_S)
+            outcome = self._reclaimer.reclaim(uuid)
+            if outcome is Outcome.CLAIMED:
+                log.info("instance %s has its claim again", uuid)
         return released
 
-    def _delete(self, key: str, mod_revision: int, reason: str, consumer: str | None = None) -> bool:
-        """Delete a key that nobody has written since the look.
+    def remove_hostless(self, provider: str) -> bool:
+        """Remove a provider, and all below it, that is no host's and holds nothing; return whether that was done.
 
-        Args:
-            consumer: whose intent it is. A uuid that a client chose is spent with it: a claim that is
-                found under it later is then never another launch's.
+        Only for what two looks agree on, and on an operator's word: a host that is away may come back as it.
+
+        Raises:
+            Unavailable: etcd or placement does not answer.
         """
-        as_read = Versioned(key, None, mod_revision, mod_revision, 0)
-        used = None if consumer is None else self._store.get(keys.used_uuid(consumer), UsedUuid)
-        compares = [unchanged(as_read), *self._guard()]
-        operations: list[Op] = [Delete(key)]
-        if used is not None and not used.value.is_spent:
-            compares.append(unchanged(used))
-            operations.append(Put(used.key, structs.replace(used.value, is_spent=True)))
+        theirs = (keys.node(provider), keys.alive(provider), keys.assignments(provider))
+        if any(self._store.count(key) for key in theirs):
+            return False
+        tree = [found.uuid for found in self._placement.providers(in_tree=provider)]
+        if any(self._placement.provider_allocations(uuid) for uuid in tree):
+            return False
         try:
-            self._store.commit(compares, operations)
+            for uuid in sorted(tree, key=lambda uuid: uuid == provider):  # what is below it first
+                self._guard()
+                self._placement.delete_provider(uuid)
+        except Unavailable:
+            raise
+        except CloudError as error:
+            log.warning("%s", error)
+            return False
+        log.warning("removed provider %s: no host has it", provider)
+        return True
+
+    def _give_up(self, consumer: str, mod_revision: int) -> bool:
+        """Delete an intent that nobody has written since the look; a uuid that a client chose is spent with it.
+
+        Its claim may be released only after that, and only once: were the uuid launched with again, an
+        auditor that slept before its release would take the new claim away.
+        """
+        key = keys.used_uuid(consumer)
+        used = self._store.get(key, UsedUuid)
+        compares = [absent(key) if used is None else unchanged(used)]
+        operations: list[Op] = []
+        if used is not None and not used.value.is_spent:
+            operations.append(Put(key, structs.replace(used.value, is_spent=True)))
+        return self._delete(
+            keys.intent(consumer), mod_revision, "its writer has done nothing for a while", compares, operations
+        )
+
+    def _delete(
+        self,
+        key: str,
+        mod_revision: int,
+        reason: str,
+        compares: list[Compare] | None = None,
+        operations: list[Op] | None = None,
+    ) -> bool:
+        """Delete a key that nobody has written since the look."""
+        as_read = Versioned(key, None, mod_revision, mod_revision, 0)
+        try:
+            self._store.commit(
+                [unchanged(as_read), *(compares or []), *self._guard()], [Delete(key), *(operations or [])]
+            )
         except CompareFailed:
             return False
         log.warning("deleted %s: %s", key, reason)
@@ -124,24 +198,42 @@ class Audit:
         answered = ask(self._store, question.provider, asked, timeout_s=ANSWER_TIMEOUT_S)
         return answered is not None and answered.answer == NOTHING
 
+    def _record(self, provider: str, type_: str, message: str) -> None:
+        """Keep it among the host's events: the object that it was about is no more."""
+        try:
+            self._store.commit(self._guard(), [self._events.record(HOST, provider, type_, message)])
+        except NotLeading:
+            raise
+        except CloudError as error:
+            log.info("it could not be recorded: %s", error)
 
-def _begin(charge: Charge) -> Callable[[], object]:
-    audit = Audit(charge.store, charge.placement, charge.guard, charge.clock)
-    next_full_s = charge.clock()
+
+def _audit(charge: Charge) -> Audit:
+    return Audit(charge.store, charge.placement, charge.guard, charge.clock, events=charge.events, pause=charge.pause)
+
+
+def _begin_short(charge: Charge) -> Callable[[], object]:
+    audit = _audit(charge)
+    return lambda: audit.run(is_full=False)
+
+
+def _begin_full(charge: Charge) -> Callable[[], object]:
+    audit = _audit(charge)
+    next_s = charge.clock()
     has_looked = False
 
     def turn() -> None:
-        """Look at the intents; every now and then, at everything."""
-        nonlocal next_full_s, has_looked
-        audit.run(is_full=False)
-        now = charge.clock()
-        if now >= next_full_s:
-            next_full_s = now + (FULL_AUDIT_PERIOD_S if has_looked else FIRST_FULL_AUDITS_S)
-            has_looked = True
-            audit.run(is_full=True)
+        nonlocal next_s, has_looked
+        if charge.clock() < next_s:
+            return
+        audit.run(is_full=True)
+        next_s = charge.clock() + (FULL_AUDIT_PERIOD_S if has_looked else FIRST_FULL_AUDITS_S)
+        has_looked = True
 
     return turn
 
 
-AUDIT = Duty("audit", SHORT_AUDIT_PERIOD_S, _begin)
-"""Waits for hosts' answers: on a thread of its own, it keeps no finish waiting."""
+# On threads of their own, since they wait for hosts' answers and spare placement: neither keeps a finish
+# waiting, nor the full look the intents.
+AUDIT = Duty("audit", SHORT_AUDIT_PERIOD_S, _begin_short)
+FULL_AUDIT = Duty("audit-all", SHORT_AUDIT_PERIOD_S, _begin_full)

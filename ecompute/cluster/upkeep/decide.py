@@ -144,6 +144,12 @@ class Look:
     """By provider uuid."""
     owned: Mapping[str, Owned] = field(default_factory=dict)
     """By key; empty where they were not read."""
+    hostless: frozenset[str] = frozenset()
+    """Providers that say they are hosts, and that etcd does not know."""
+    unregistered: frozenset[str] = frozenset()
+    """Hosts in etcd that placement does not know."""
+    unwanted: frozenset[tuple[str, str]] = frozenset()
+    """(provider, uuid) of assignments without an instance."""
 
 
 @dataclass(frozen=True)
@@ -167,16 +173,23 @@ class Leaks:
     orphans: Mapping[str, int] = field(default_factory=dict)
     """Keys whose instance is nowhere any more: delete each, comparing its mod revision."""
     unbacked: tuple[str, ...] = ()
-    """Instances whose claim is gone (placement was set back), to be reported. Their guests stay."""
+    """Instances whose claim is gone (placement was emptied, or set back): to be claimed again. Their guests stay."""
+    hostless: tuple[str, ...] = ()
+    """Providers of no host, to be reported."""
+    unregistered: tuple[str, ...] = ()
+    """Hosts of no provider, to be reported; the host's own daemon makes it."""
+    unwanted: tuple[tuple[str, str], ...] = ()
+    """(provider, uuid): what a host is told to run of an instance that is not there, to be reported. A
+    missing key destroys no guest."""
 
 
-def leaks(before: Look | None, now: Look) -> Leaks:
-    """Return what two looks in a row, at least `GRACE_S` apart, agree is held by nobody.
+def leaks(before: Look | None, now: Look, grace_s: float = GRACE_S) -> Leaks:
+    """Return what two looks in a row, at least ``grace_s`` apart, agree is held by nobody.
 
     A caller that looks more often keeps the earlier look until it is old enough (`keep`).
     """
     foreign = tuple(sorted(c for c, held in now.allocations.items() if not _is_ours(held)))
-    if before is None or now.began_s - before.ended_s < GRACE_S:
+    if before is None or now.began_s - before.ended_s < grace_s:
         return Leaks(foreign=foreign)
     stale = {c: revision for c, revision in now.intents.items() if before.intents.get(c) == revision}
     questions: list[Question] = []
@@ -202,6 +215,9 @@ def leaks(before: Look | None, now: Look) -> Leaks:
         stranded=tuple(stranded),
         orphans=orphans,
         unbacked=tuple(sorted(unbacked)),
+        hostless=tuple(sorted(now.hostless & before.hostless)),
+        unregistered=tuple(sorted(now.unregistered & before.unregistered)),
+        unwanted=tuple(sorted(now.unwanted & before.unwanted)),
     )
 
 
@@ -218,9 +234,9 @@ def releases(asked: Leaks, deleted: frozenset[str], nothing_there: frozenset[Que
     return tuple(sorted(consumers - refused - (asked.intents.keys() - deleted)))
 
 
-def keep(before: Look | None, now: Look) -> Look:
+def keep(before: Look | None, now: Look, grace_s: float = GRACE_S) -> Look:
     """Return the look that the next one is to be compared with."""
-    return before if before is not None and now.began_s - before.ended_s < GRACE_S else now
+    return before if before is not None and now.began_s - before.ended_s < grace_s else now
 
 
 def _is_ours(held: Held) -> bool:

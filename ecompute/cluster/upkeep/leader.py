@@ -22,7 +22,7 @@ from ecompute.cluster.periodic import Periodic
 from ecompute.cluster.placement import Placement
 from ecompute.cluster.retries import Retries
 from ecompute.cluster.store import Change, Compare, Store, Watcher
-from ecompute.cluster.upkeep.audit import AUDIT
+from ecompute.cluster.upkeep.audit import AUDIT, FULL_AUDIT
 from ecompute.cluster.upkeep.duties import Charge, Duty, NotLeading, Turn
 from ecompute.cluster.upkeep.expiry import EXPIRY
 from ecompute.cluster.upkeep.finish import Finisher
@@ -30,6 +30,7 @@ from ecompute.cluster.upkeep.groups import GROUPS
 from ecompute.cluster.upkeep.lead import Election, Term
 from ecompute.cluster.upkeep.lost import LOST
 from ecompute.cluster.upkeep.quotas import QUOTAS
+from ecompute.cluster.upkeep.reclaim import CLAIMS
 
 ROLE = "upkeep"
 CAMPAIGN_PERIOD_S = 60.0
@@ -40,7 +41,15 @@ RETRY_S = 5.0
 SWEEP_PERIOD_S = 600.0
 STOP_TIMEOUT_S = 10.0
 
-DUTIES: tuple[Duty, ...] = (AUDIT, LOST, QUOTAS, GROUPS, EXPIRY)
+DUTIES: tuple[Duty, ...] = (
+    AUDIT,
+    FULL_AUDIT,
+    CLAIMS,
+    LOST,
+    QUOTAS,
+    GROUPS,
+    EXPIRY,
+)
 """Beside the finishing of instances: one line each."""
 
 

@@ -3,8 +3,9 @@
 In this order a claim on its way is never seen without its intent or its instance.
 
 The *short* look is for intents, which are few, and the claims they announced. The *full* one asks
-placement for the allocations of every provider, one request a provider, and asks the type of those
-consumers alone that have no instance.
+placement for all hosts with one question, for the allocations of every provider that is in use, one
+request each, and for the type of those consumers alone that have no instance. ``pace`` is called
+before each of these, so that placement serves launches meanwhile; of what was read only names are kept.
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ from ecompute.cluster.documents import (
     Assignment,
     Instance,
     Intent,
+    Member,
     Name,
     Node,
     Port,
     Seen,
     State,
+    Tagged,
 )
 from ecompute.cluster.errors import NotFound
 from ecompute.cluster.events import INSTANCE
@@ -56,28 +59,41 @@ def take_short(store: Store, placement: Placement, clock: Callable[[], float]) -
     )
 
 
-def take_full(store: Store, placement: Placement, clock: Callable[[], float]) -> Look:
+def take_full(
+    store: Store, placement: Placement, clock: Callable[[], float], pace: Callable[[], object] = lambda: None
+) -> Look:
     """Return a look at everything that goes with instances.
+
+    Args:
+        pace: called before each of many requests to placement.
 
     Raises:
         Unavailable: etcd or placement does not answer.
     """
     began_s = clock()
+    trees = placement.trees(count=store.count(keys.NODES))
+    known = {provider.uuid for provider in placement.providers()}
     holders_of: dict[str, set[str]] = {}
-    for provider in placement.providers():
+    for provider in sorted(known):
+        summary = trees.get(provider)
+        # What lies below a host is claimed together with the host.
+        if summary is not None and (not summary.is_host or not any(use.used for use in summary.resources.values())):
+            continue
+        pace()
         try:
-            for consumer in placement.provider_allocations(provider.uuid):
-                holders_of.setdefault(consumer, set()).add(provider.uuid)
+            for consumer in placement.provider_allocations(provider):
+                holders_of.setdefault(consumer, set()).add(provider)
         except NotFound:
             continue  # removed meanwhile
     intents = _intents(store)
-    instances = {item.value.uuid: item.value.state for item in store.list(keys.INSTANCES, Instance).items}
-    allocations = _allocations_of(placement, sorted(holders_of.keys() - instances.keys()))
+    instances = {item.value.uuid: item.value.state for item in store.each(keys.INSTANCES, Instance)}
+    allocations = _allocations_of(placement, sorted(holders_of.keys() - instances.keys()), pace)
     allocations |= {
         consumer: Held(frozenset(providers), OUR_CONSUMERS)  # whose instance we know, it is one of ours
         for consumer, providers in holders_of.items()
         if consumer in instances
     }
+    nodes = frozenset(keys.last(key) for key in store.keys(keys.NODES)[0])
     owned, hosts_of = _owned(store)
     nowhere = {o.instance_uuid for o in owned.values()} - instances.keys() - intents.keys()
     consumers_of = _consumers_of(allocations, allocations.keys() - instances.keys())
@@ -96,6 +112,13 @@ def take_full(store: Store, placement: Placement, clock: Callable[[], float]) ->
         holders=frozenset(uuid for uuid, state in instances.items() if state is State.INITIAL),
         hosts=hosts,
         owned={key: owner for key, owner in owned.items() if owner.instance_uuid not in mute},
+        hostless=frozenset(uuid for uuid, summary in trees.items() if summary.is_host) - nodes,
+        unregistered=nodes - known,
+        unwanted=frozenset(
+            (provider, uuid)
+            for _, provider, uuid in (p for p in map(keys.parts, store.keys(keys.HOSTS)[0]) if len(p) == 3)
+            if uuid not in instances
+        ),
     )
 
 
@@ -104,12 +127,18 @@ def _intents(store: Store) -> dict[str, int]:
     return {uuid: item.mod_revision for item in listing.items if keys.is_uuid(uuid := keys.last(item.key))}
 
 
-def _allocations_of(placement: Placement, consumers: list[str]) -> dict[str, Held]:
+def _allocations_of(
+    placement: Placement, consumers: list[str], pace: Callable[[], object] = lambda: None
+) -> dict[str, Held]:
     held = {}
     for consumer in consumers:
+        pace()
         found = placement.allocations(consumer)
         if found.allocations:
-            held[consumer] = Held(frozenset(found.allocations), found.consumer_type)
+            # Who serves VCPU is the host, and can be asked; what was claimed beside it (a quota, a
+            # group, a shared disk) has nobody who could answer.
+            hosts = frozenset(p for p, amounts in found.allocations.items() if "VCPU" in amounts)
+            held[consumer] = Held(hosts or frozenset(found.allocations), found.consumer_type)
     return held
 
 
@@ -135,9 +164,16 @@ def _owned(store: Store) -> tuple[dict[str, Owned], dict[str, str]]:
             hosts_of[port.value.instance_uuid] = port.value.provider
         for lock in store.list(keys.addresses(network), AddressLock).items:
             owned[lock.key] = Owned(lock.value.instance_uuid, lock.mod_revision)
-    for name in store.list(keys.NAMES, Name).items:
+    for name in store.each(keys.NAMES, Name):
         if keys.parts(name.key)[2:3] == [INSTANCE]:
             owned[name.key] = Owned(name.value.uuid, name.mod_revision)
+    for tagged in store.each(keys.TAGS, Tagged):
+        owned[tagged.key] = Owned(tagged.value.instance_uuid, tagged.mod_revision)
+        hosts_of.setdefault(tagged.value.instance_uuid, tagged.value.provider)
+    # Groups themselves lie there too, and cannot be read as members.
+    for member in store.each(keys.GROUPS, Member):
+        owned[member.key] = Owned(member.value.instance_uuid, member.mod_revision)
+        hosts_of.setdefault(member.value.instance_uuid, member.value.provider)
     return owned, hosts_of
 
 

@@ -31,6 +31,7 @@ from ecompute.cluster.documents import (
     State,
     timestamp,
 )
+from ecompute.cluster.events import HOST, LEAD
 from ecompute.cluster.placement import Inventory, Placement
 from ecompute.cluster.placement.documents import PRESENCE
 from ecompute.cluster.store import Delete, Put, Store
@@ -258,11 +259,12 @@ def query(make_request: Callable[..., LaunchRequest]) -> str:
 
 @pytest.fixture
 def all_keys(store: Store) -> Callable[[], set[str]]:
-    """Return all keys of etcd, without those that hosts write."""
+    """Return all keys of etcd, without those of hosts."""
 
     def read() -> set[str]:
         found, _ = store.keys("/")
-        return {key for key in found if not key.startswith((keys.NODES, keys.ALIVE, keys.ADMIN, "/cluster/"))}
+        of_hosts = (keys.NODES, keys.ALIVE, keys.ADMIN, "/cluster/", f"{keys.EVENTS}{LEAD}/{HOST}/")
+        return {key for key in found if not key.startswith(of_hosts)}
 
     return read
 

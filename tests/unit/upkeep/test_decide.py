@@ -182,3 +182,19 @@ def test_an_address_whose_instance_is_nowhere_is_given_back() -> None:
     assert not leaks(look(0, **what), look(LATER, allocations=LEAKED, **what)).orphans
     hosts = {"p": HostLook(guests=frozenset({"u"}))}
     assert not leaks(look(0, hosts=hosts, **what), look(LATER, **what)).orphans
+
+
+def test_a_look_that_is_believed_sooner_is_believed_sooner() -> None:
+    before, near = look(0, allocations=LEAKED, hosts=ALIVE), look(GRACE_S / 2, allocations=LEAKED, hosts=ALIVE)
+    assert leaks(before, near).questions == ()
+    assert leaks(before, near, grace_s=1.0).questions != ()
+    assert keep(before, near, grace_s=1.0) is near
+
+
+@pytest.mark.parametrize("what", ["hostless", "unregistered", "unwanted"])
+def test_what_is_only_told_is_told_when_two_looks_agree(what: str) -> None:
+    thing = ("p", "u") if what == "unwanted" else "p"
+    seen_, unseen = look(0, **{what: frozenset({thing})}), look(0)
+    now = look(LATER, **{what: frozenset({thing})})
+    assert getattr(leaks(seen_, now), what) == (thing,)
+    assert getattr(leaks(unseen, now), what) == ()

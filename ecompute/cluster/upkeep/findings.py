@@ -1,0 +1,74 @@
+"""What an audit found, in words: a line each, for a log, a table and programs. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from ecompute.cluster.upkeep.decide import Leaks
+
+
+class What(StrEnum):
+    """Stable, for programs."""
+
+    INTENT = "intent-without-request"
+    ALLOCATION = "allocation-without-instance"
+    INSTANCE = "instance-without-allocation"
+    PROVIDER = "provider-without-host"
+    HOST = "host-without-provider"
+    ASSIGNMENT = "assignment-without-instance"
+    KEY = "key-without-instance"
+    FOREIGN = "foreign-allocation"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that two looks in a row agree on."""
+
+    what: What
+    subject: str
+    """A consumer, an instance, a provider, or a key."""
+    where: tuple[str, ...]
+    """The providers concerned."""
+    repair: str
+    """What is done about it by whoever repairs, or whose matter it is."""
+
+    @property
+    def is_wrong(self) -> bool:
+        """False for what is only told: others may claim on our hosts."""
+        return self.what is not What.FOREIGN
+
+
+def findings(leaks: Leaks) -> tuple[Finding, ...]:
+    """Return what ``leaks`` says, in a stable order."""
+    asked: dict[str, list[str]] = {}
+    for question in leaks.questions:
+        asked.setdefault(question.consumer, []).append(question.provider)
+    found = [
+        Finding(What.INTENT, consumer, (), "delete it, then give back what it has claimed")
+        for consumer in leaks.intents
+    ]
+    found += [
+        Finding(What.ALLOCATION, consumer, tuple(providers), "release it, once its host says that nothing is there")
+        for consumer, providers in asked.items()
+    ]
+    found += [
+        Finding(What.ALLOCATION, consumer, (), "wait: its host cannot say whether it is empty")
+        for consumer in leaks.stranded
+    ]
+    found += [Finding(What.INSTANCE, uuid, (), "claim again what it was given") for uuid in leaks.unbacked]
+    found += [Finding(What.KEY, key, (), "delete it") for key in leaks.orphans]
+    found += [
+        Finding(What.PROVIDER, uuid, (uuid,), "remove it with `eschedule audit --repair`, if it is empty")
+        for uuid in leaks.hostless
+    ]
+    found += [
+        Finding(What.HOST, uuid, (uuid,), "none: its daemon makes it; start `ecompute run` there")
+        for uuid in leaks.unregistered
+    ]
+    found += [
+        Finding(What.ASSIGNMENT, uuid, (provider,), f"none: an operator's matter; see `eschedule doctor {uuid}`")
+        for provider, uuid in leaks.unwanted
+    ]
+    found += [Finding(What.FOREIGN, consumer, (), "none: it is not ours") for consumer in leaks.foreign]
+    return tuple(sorted(found, key=lambda f: (f.what, f.subject, f.where)))

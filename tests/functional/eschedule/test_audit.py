@@ -1,0 +1,257 @@
+"""The audit, on real services: what two looks agree is wrong is put right, and what is only odd is told."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from msgspec import structs
+
+from ecompute.cluster import keys
+from ecompute.cluster.claims import Claims
+from ecompute.cluster.documents import Instance, Role, State, Tagged, UsedUuid, timestamp
+from ecompute.cluster.errors import InvalidInput
+from ecompute.cluster.events import INSTANCE, read
+from ecompute.cluster.placement import Inventory
+from ecompute.cluster.placement.documents import PRESENCE
+from ecompute.cluster.store import Delete, Put, Store
+from ecompute.cluster.upkeep.audit import Audit
+from ecompute.cluster.upkeep.decide import GRACE_S
+from ecompute.cluster.upkeep.findings import What, findings
+from ecompute.cluster.upkeep.reclaim import Outcome, Reclaimer
+from eschedule.cloud.audit import audit as audit_on_demand
+from eschedule.cloud.connection import Cloud
+from eschedule.scheduler.launch import Launcher
+
+
+@pytest.fixture
+def audit(store: Store, cloud: Cloud, clock: Any) -> Audit:
+    return Audit(store, cloud.placement, list, clock)
+
+
+def twice(audit: Audit, clock: Any) -> Any:
+    """Return what two looks, a grace period apart, agree on."""
+    audit.look(is_full=True)
+    clock.now_s += GRACE_S + 1
+    return audit.look(is_full=True)
+
+
+def kinds(found: Any) -> set[tuple[What, str]]:
+    return {(finding.what, finding.subject) for finding in findings(found) if finding.is_wrong}
+
+
+def launched(cloud: Cloud, make_request: Callable[..., Any], **values: Any) -> str:
+    return Launcher(cloud).launch(make_request(**values)).uuid
+
+
+def test_a_cloud_in_order_has_no_findings(
+    audit: Audit, clock: Any, cloud: Cloud, make_host: Callable[..., Any], make_request: Callable[..., Any]
+) -> None:
+    make_host()
+    launched(cloud, make_request)
+    assert kinds(twice(audit, clock)) == set()
+
+
+def test_an_instance_whose_claim_is_lost_is_given_it_again(
+    audit: Audit,
+    clock: Any,
+    cloud: Cloud,
+    store: Store,
+    make_host: Callable[..., Any],
+    make_request: Callable[..., Any],
+) -> None:
+    host = make_host()
+    guest = launched(cloud, make_request)
+    held = cloud.placement.allocations(guest)
+    cloud.placement.release(guest)
+    found = twice(audit, clock)
+    assert kinds(found) == {(What.INSTANCE, guest)}
+    audit.repair(found)
+    again = cloud.placement.allocations(guest)
+    assert again.allocations == held.allocations
+    assert (again.project_id, again.consumer_type) == (held.project_id, held.consumer_type)
+    assert host.assigned(guest).role is Role.RUN, "its host is told nothing new"
+    assert "claim.restored" in [event.type for event in read(store, INSTANCE, guest)]
+    assert kinds(twice(audit, clock)) == set()
+
+
+def test_a_claim_that_finds_no_room_any_more_is_told_once_and_the_guest_left(
+    audit: Audit,
+    clock: Any,
+    cloud: Cloud,
+    store: Store,
+    make_host: Callable[..., Any],
+    make_request: Callable[..., Any],
+) -> None:
+    host = make_host(vcpus=2)
+    guest = launched(cloud, make_request, vcpus=2)
+    cloud.placement.release(guest)
+    thief = launched(cloud, make_request, vcpus=1)
+    for _ in range(2):
+        audit.repair(twice(audit, clock))
+    assert not cloud.placement.allocations(guest)
+    assert [event.type for event in read(store, INSTANCE, guest)].count("claim.lost") == 1
+    assert host.assigned(guest).role is Role.RUN
+    assert cloud.placement.allocations(thief), "who has a claim keeps it"
+
+
+@pytest.mark.parametrize("state", [State.DELETING, State.ERROR])
+def test_what_is_to_hold_nothing_is_not_claimed_again(
+    cloud: Cloud,
+    store: Store,
+    make_host: Callable[..., Any],
+    make_request: Callable[..., Any],
+    state: State,
+) -> None:
+    make_host()
+    guest = launched(cloud, make_request)
+    cloud.placement.release(guest)
+    found = store.get(keys.instance(guest), Instance)
+    assert found is not None
+    store.commit([], [Put(found.key, structs.replace(found.value, state=state))])
+    reclaimer = Reclaimer(store, cloud.placement, cloud.events, list)
+    assert reclaimer.reclaim(guest) is Outcome.NOT_WANTED
+    assert reclaimer.reclaim(str(uuid.uuid4())) is Outcome.NOT_WANTED
+    assert not cloud.placement.allocations(guest)
+
+
+def test_an_intent_that_is_given_up_spends_its_uuid(
+    audit: Audit, clock: Any, cloud: Cloud, store: Store, make_host: Callable[..., Any]
+) -> None:
+    host = make_host()
+    chosen = str(uuid.uuid4())
+    store.commit(
+        [],
+        [Put(keys.used_uuid(chosen), UsedUuid(uuid=chosen, namespace="system", digest="d", made_at=timestamp(0)))],
+    )
+    claim = Claims(store, cloud.placement, writer="a test").begin(chosen, namespace="system")
+    claim.take({host.provider: {"VCPU": 1}}, {"": [host.provider]})
+    found = twice(audit, clock)
+    assert kinds(found) == {(What.INTENT, chosen), (What.ALLOCATION, chosen)}
+    assert audit.repair(found) == (chosen,)
+    used = store.get(keys.used_uuid(chosen), UsedUuid)
+    assert used is not None and used.value.is_spent
+    assert host.claims() == {}
+
+
+def test_a_leak_with_rows_beside_its_host_is_asked_of_the_host_alone(
+    audit: Audit, clock: Any, cloud: Cloud, store: Store, make_host: Callable[..., Any]
+) -> None:
+    host, beside, consumer = make_host(), str(uuid.uuid4()), str(uuid.uuid4())
+    placement = cloud.placement
+    placement.ensure_provider(beside, f"beside-{beside}")
+    try:
+        placement.set_inventories(beside, {"CUSTOM_BESIDE": Inventory(total=10)})
+        placement.claim(
+            consumer,
+            {host.provider: {"VCPU": 1}, beside: {"CUSTOM_BESIDE": 1}},
+            {"": [host.provider]},
+            project_id="system",
+            user_id="a test",
+        )
+        found = twice(audit, clock)
+        assert (What.ALLOCATION, consumer) in kinds(found)
+        assert audit.repair(found) == (consumer,)
+    finally:
+        placement.release(consumer)
+        placement.delete_provider(beside)
+
+
+def test_keys_without_an_instance_are_deleted_once_their_host_can_tell(
+    audit: Audit, clock: Any, store: Store, make_host: Callable[..., Any]
+) -> None:
+    host, gone = make_host(), str(uuid.uuid4())
+    key = keys.tag("system", "web", gone)
+    store.commit([], [Put(key, Tagged(instance_uuid=gone, provider=host.provider))])
+    host.sleep()
+    assert kinds(twice(audit, clock)) == set()
+    host.wake()
+    clock.now_s += GRACE_S + 1
+    audit.look(is_full=True)  # the first that could ask the host
+    found = twice(audit, clock)
+    assert kinds(found) == {(What.KEY, key)}
+    audit.repair(found)
+    assert store.get(key, Tagged) is None
+
+
+def test_hosts_and_providers_that_miss_each_other_are_told(
+    audit: Audit, clock: Any, cloud: Cloud, store: Store, make_host: Callable[..., Any]
+) -> None:
+    there, ghost = make_host(), str(uuid.uuid4())
+    placement = cloud.placement
+    placement.ensure_provider(ghost, f"ghost-{ghost}")
+    placement.set_inventories(ghost, {PRESENCE: Inventory(total=1), "VCPU": Inventory(total=4)})
+    try:
+        placement.delete_provider(there.provider)
+        found = twice(audit, clock)
+        assert {(What.PROVIDER, ghost), (What.HOST, there.provider)} <= kinds(found)
+        audit.repair(found)
+        assert placement.provider(ghost) is not None, "the lead removes no provider"
+        assert audit.remove_hostless(ghost)
+        assert placement.provider(ghost) is None
+    finally:
+        placement.delete_provider(ghost)
+        there.register(vcpus=1, memory_mb=1, disk_gb=1)
+
+
+def test_a_host_that_is_only_away_keeps_its_provider(audit: Audit, make_host: Callable[..., Any], cloud: Cloud) -> None:
+    host = make_host()
+    assert not audit.remove_hostless(host.provider)
+    host.store.commit([], [Delete(keys.node(host.provider))])
+    assert not audit.remove_hostless(host.provider), "it is alive"
+    assert cloud.placement.provider(host.provider) is not None
+
+
+def test_an_assignment_without_an_instance_is_told_and_left(
+    audit: Audit,
+    clock: Any,
+    cloud: Cloud,
+    store: Store,
+    make_host: Callable[..., Any],
+    make_request: Callable[..., Any],
+) -> None:
+    host = make_host()
+    guest = launched(cloud, make_request)
+    host.guests.add(guest)
+    store.commit([], [Delete(keys.instance(guest))])
+    found = twice(audit, clock)
+    assert (What.ASSIGNMENT, guest) in kinds(found)
+    audit.repair(found)
+    assert host.assigned(guest) and host.claims(), "a missing key destroys no guest"
+
+
+def test_the_tool_looks_twice_says_what_it_found_and_repairs_on_demand(
+    cloud: Cloud,
+    store: Store,
+    clock: Any,
+    tool: Any,
+    make_host: Callable[..., Any],
+    make_request: Callable[..., Any],
+) -> None:
+    make_host()
+    assert tool("audit", "--grace", "0").returncode == 0
+    guest = launched(cloud, make_request)
+    cloud.placement.release(guest)
+    done = tool("audit", "--grace", "0.1", "-o", "json")
+    assert done.returncode == 1, done.stderr
+    [row] = [row for row in json.loads(done.stdout) if row["what"] != What.FOREIGN]
+    assert (row["what"], row["subject"], row["repair"]) == (What.INSTANCE, guest, "claim again what it was given")
+    assert not cloud.placement.allocations(guest), "it only looked"
+
+    def sleep(seconds: float) -> None:
+        clock.now_s += seconds
+
+    clock.now_s += 1
+    audit_on_demand(cloud, is_repairing=True, sleep=sleep, clock=clock)
+    assert cloud.placement.allocations(guest)
+
+
+def test_a_repair_without_patience_is_refused(cloud: Cloud, tool: Any) -> None:
+    with pytest.raises(InvalidInput, match="60 seconds apart"):
+        audit_on_demand(cloud, is_repairing=True, grace_s=5)
+    bad = tool("audit", "--repair", "--grace", "1")
+    assert bad.returncode == 2
+    assert tool("audit", "--grace", "-1").returncode == 2
