@@ -12,7 +12,7 @@ from msgspec import structs
 
 from ecompute.cluster import keys
 from ecompute.cluster.claims import Claims
-from ecompute.cluster.documents import Instance, Role, State, Tagged, UsedUuid, timestamp
+from ecompute.cluster.documents import Instance, Policy, Role, Scope, State, Tagged, UsedUuid, timestamp
 from ecompute.cluster.errors import InvalidInput
 from ecompute.cluster.events import INSTANCE, read
 from ecompute.cluster.placement import Inventory
@@ -24,6 +24,8 @@ from ecompute.cluster.upkeep.findings import What, findings
 from ecompute.cluster.upkeep.reclaim import Outcome, Reclaimer
 from eschedule.cloud.audit import audit as audit_on_demand
 from eschedule.cloud.connection import Cloud
+from eschedule.cloud.groups import Groups
+from eschedule.cloud.quotas import Quotas
 from eschedule.scheduler.launch import Launcher
 
 
@@ -255,3 +257,22 @@ def test_a_repair_without_patience_is_refused(cloud: Cloud, tool: Any) -> None:
     bad = tool("audit", "--repair", "--grace", "1")
     assert bad.returncode == 2
     assert tool("audit", "--grace", "-1").returncode == 2
+
+
+def test_a_claim_comes_back_with_its_group_and_its_quota(
+    cloud: Cloud, store: Store, make_host: Callable[..., Any], make_request: Callable[..., Any]
+) -> None:
+    host, placement, namespace = make_host(), cloud.placement, f"n{uuid.uuid4().hex[:8]}"
+    Groups(cloud).create(namespace, "apart", Policy.ANTI_AFFINITY, Scope.HOST)
+    Quotas(cloud).set(namespace, {"VCPU": 4})
+    guest = launched(cloud, make_request, namespace=namespace, group="apart")
+    held = placement.allocations(guest).allocations
+    assert len(held) == 3, "host, group and quota"
+    placement.release(guest)
+    for provider in held.keys() - {host.provider}:  # as an emptied placement would have neither
+        placement.delete_provider(provider)
+    assert Reclaimer(store, placement, cloud.events, list).reclaim(guest) is Outcome.CLAIMED
+    assert placement.allocations(guest).allocations == held
+    placement.release(guest)
+    for provider in held.keys() - {host.provider}:
+        placement.delete_provider(provider)
