@@ -130,7 +130,7 @@ def explained(error: InvalidInput, placement: Placement) -> InvalidInput:
         if near
         else f"no host has ever had it; the {what} that are known include {', '.join(_common(known))}"
     )
-    return InvalidInput(text, hint=hint)
+    return InvalidInput(text.rstrip("."), hint=hint)
 
 
 def _common(known: list[str]) -> list[str]:
