@@ -30,7 +30,7 @@ def say(
     provider: str,
     change: Callable[[Admin], Admin],
     *,
-    beside: Callable[[], tuple[Sequence[Compare], Sequence[Op]]] = lambda: ((), ()),
+    beside: Callable[[Admin, Admin], tuple[Sequence[Compare], Sequence[Op]]] = lambda before, after: ((), ()),
 ) -> tuple[Admin, Admin]:
     """Make what ``change`` makes of it all that is said of a host; return what was said, and what is.
 
@@ -38,7 +38,8 @@ def say(
 
     Args:
         change: called with what was read; again, where somebody else said something meanwhile.
-        beside: what else the transaction compares and does; called anew for each try.
+        beside: what else the transaction compares and does; called anew for each try, with what was said
+            and what is to be.
 
     Raises:
         Conflict: others say something each time.
@@ -48,7 +49,7 @@ def say(
         found = store.get(key, Admin)
         before = Admin() if found is None else found.value
         after = change(before)
-        compares, operations = beside()
+        compares, operations = beside(before, after)
         if after == before and not operations:
             return before, before
         try:

@@ -45,7 +45,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "explain": ("eschedule.cli.explain:explain", "Say of every host why it could not serve a query."),
     "capacity": ("eschedule.cli.capacity:capacity", "Say how many more instances would fit."),
     "audit": ("eschedule.cli.audit:audit", "Compare placement, etcd and the hosts, and repair."),
-    "host": ("eschedule.cli.host:host", "Look after one host: enrol it, take its rights back."),
+    "host": ("eschedule.cli.host:host", "See and keep the hosts: drain, activate, set, enrol."),
     "hosts": ("eschedule.cli.host:hosts", "List the hosts and their room."),
     "group": ("eschedule.cli.group:group", "Keep instances together, or apart."),
     "quota": ("eschedule.cli.quota:quota", "Limit what a namespace may use."),

@@ -298,7 +298,7 @@ class Providers:
         has_written = self.change_traits(uuid, closed_traits)
         return self.change_inventories(uuid, closed) or has_written
 
-    def hosts(self, *, count: int = 0, member_of: str | None = None) -> dict[str, Summary]:
+    def hosts(self, *, count: int = 0, member_of: str | None = None, in_tree: str | None = None) -> dict[str, Summary]:
         """Return what is known of every host, by its provider, full and closed ones included.
 
         A host is what has the class `documents.PRESENCE`. One request tells capacity, use and traits of
@@ -307,13 +307,17 @@ class Providers:
         Args:
             count: how many there are, about (placement cuts an answer that is too long).
             member_of: only those in this aggregate.
+            in_tree: only the one to whose tree this provider belongs.
         """
-        return {uuid: found for uuid, found in self.trees(count=count, member_of=member_of).items() if found.is_host}
+        found = self.trees(count=count, member_of=member_of, in_tree=in_tree)
+        return {uuid: summary for uuid, summary in found.items() if summary.is_host}
 
-    def trees(self, *, count: int = 0, member_of: str | None = None) -> dict[str, Summary]:
+    def trees(self, *, count: int = 0, member_of: str | None = None, in_tree: str | None = None) -> dict[str, Summary]:
         """Return what `hosts` does, and beside it the other providers of the hosts' trees."""
         level = level_for(count, size=HOSTS_A_REQUEST // 2) if count > HOSTS_A_REQUEST else 0
-        narrower = [] if member_of is None else [("member_of", checked_uuid(member_of))]
+        narrower = [
+            (name, checked_uuid(uuid)) for name, uuid in (("member_of", member_of), ("in_tree", in_tree)) if uuid
+        ]
         found: dict[str, Summary] = {}
         for shard in shards(level) if level else (None,):
             asked = [("resources", f"{PRESENCE}:1"), *narrower, *([("member_of", shard)] if shard else [])]
