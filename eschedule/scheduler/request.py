@@ -12,7 +12,7 @@ from uuid import UUID
 from ecompute.cluster.chosen import digest_of
 from ecompute.cluster.documents import DEFAULT_NAMESPACE
 from ecompute.cluster.errors import InvalidInput
-from ecompute.cluster.placement import candidates_query
+from ecompute.cluster.placement import PRESENCE, candidates_query
 
 GUEST_CLASSES = ("VCPU", "MEMORY_MB", "DISK_GB")
 """What every guest needs some of."""
@@ -156,6 +156,8 @@ def check_query(query: str) -> str:
             f"the query asks for no {' and no '.join(missing)}",
             hint="a guest needs all three, for example resources=VCPU:1,MEMORY_MB:256,DISK_GB:1",
         )
+    if PRESENCE in asked.totals:
+        raise InvalidInput(f"{PRESENCE} says that a host is one, and is not for guests", hint="ask for it no more")
     return query
 
 

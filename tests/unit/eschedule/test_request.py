@@ -187,3 +187,8 @@ def test_whatever_is_typed_is_taken_or_refused_on_one_printable_line(text: str) 
             checker(text)
         except InvalidInput as error:
             assert str(error).isprintable()
+
+
+def test_no_guest_claims_what_says_that_a_host_is_one() -> None:
+    with pytest.raises(InvalidInput, match="not for guests"):
+        check_query("resources=VCPU:1,MEMORY_MB:256,DISK_GB:1,CUSTOM_HYPERVISOR:1")
