@@ -83,16 +83,23 @@ def look(cloud: Cloud, text: str) -> Look:
     return Look(wanted, tuple(sorted(hosts, key=lambda host: (host.name, host.provider))), members)
 
 
-def why_not(cloud: Cloud, text: str) -> str:
+def why_not(
+    cloud: Cloud, text: str, *, excluded: frozenset[str] = frozenset(), only: frozenset[str] | None = None
+) -> str:
     """Return one line that says which host came nearest to serving ``text``, and what it lacks.
 
     For the error of a launch that was refused: whatever goes wrong here does not hide that, and the
-    line is empty then.
+    line is empty then; also where a host could serve it by now.
+
+    Args:
+        excluded: as in `explain`.
+        only: as in `explain`.
     """
     try:
-        return look(cloud, text).explain().nearest_miss
+        found = look(cloud, text).explain(excluded=excluded, only=only)
     except CloudError:
         return ""
+    return "" if found.able else found.nearest_miss
 
 
 def barred(node: Node | None, admin: Admin | None, traits: frozenset[str]) -> str | None:

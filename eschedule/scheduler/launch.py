@@ -40,6 +40,7 @@ from ecompute.cluster.expiring import moment
 from ecompute.cluster.placement import candidates_query
 from ecompute.cluster.store import Versioned
 from eschedule.cloud.connection import Cloud
+from eschedule.cloud.explain import why_not
 from eschedule.cloud.networks import Networks
 from eschedule.scheduler.beside import Beside, BesideChanged, Rows
 from eschedule.scheduler.cache import Offer, OfferCache
@@ -239,7 +240,12 @@ class Launcher:
 
     def _no_room(self, launch: _Launch) -> CloudError:
         host = None if launch.request.host is None else self._offers.host(launch.request.host)
-        return self._why_not.no_room(launch.request.query, launch.found, host)
+        query, beside = launch.request.query, launch.beside
+
+        def nearest() -> str:
+            return why_not(self._cloud, query, excluded=beside.excluded, only=beside.only)
+
+        return self._why_not.no_room(query, launch.found, host, nearest)
 
     def _try(self, launch: _Launch, offer: Offer, choice: Ranked, target: Target, closed: set[str]) -> Launched | None:
         """Try one candidate; ``None``: not this one."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
@@ -43,12 +43,15 @@ class WhyNot:
         self._placement = placement
         self._facts = facts
 
-    def no_room(self, query: str, stage: Stage, host: str | None) -> CloudError:
+    def no_room(
+        self, query: str, stage: Stage, host: str | None, nearest: Callable[[], str] = lambda: ""
+    ) -> CloudError:
         """Return what to raise.
 
         Args:
             query: the user's.
             host: the provider of the one host that it was to be on.
+            nearest: tells which host came nearest to serving it; asked only where that is the reason.
 
         Raises:
             OnHold: etcd holds no cloud, or has lost it.
@@ -63,14 +66,14 @@ class WhyNot:
                 return InvalidInput(
                     f"no host is in aggregate {aggregate}", hint="see `eschedule host list` for the zones of hosts"
                 )
-        if stage is Stage.CANDIDATES:
-            text, hint = "no host with room takes anything new now", "see `eschedule hosts`"
-        else:
-            text, hint = f"no host can serve {query}", "ask for less, or see `eschedule hosts`"
+        is_offered = stage is Stage.CANDIDATES
+        text = "no host with room takes anything new now" if is_offered else f"no host can serve {query}"
+        hint = f"see `eschedule explain '{query}'`"
         nodes = [item.value for item in self._store.list(keys.NODES, Node).items]
         held = sorted((node for node in nodes if node.hold is not None), key=lambda node: node.name)
         if not held:
-            return NoRoom(text, hint=hint)
+            miss = nearest()
+            return NoRoom(f"{text}: {miss}" if miss else text, hint=hint)
         # Hosts on hold offer nothing, and then that is the reason, and not the lack of room.
         return NoRoom(
             f"{text}: {len(held)} of {len(nodes)} hosts are on hold ({held[0].name}: {held[0].hold})",

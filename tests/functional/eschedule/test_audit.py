@@ -15,7 +15,7 @@ from ecompute.cluster.claims import Claims
 from ecompute.cluster.documents import Instance, Policy, Role, Scope, State, Tagged, UsedUuid, timestamp
 from ecompute.cluster.errors import InvalidInput
 from ecompute.cluster.events import INSTANCE, read
-from ecompute.cluster.placement import Inventory
+from ecompute.cluster.placement import Inventory, Placement
 from ecompute.cluster.placement.documents import PRESENCE
 from ecompute.cluster.store import Delete, Put, Store
 from ecompute.cluster.upkeep.audit import Audit
@@ -276,3 +276,23 @@ def test_a_claim_comes_back_with_its_group_and_its_quota(
     placement.release(guest)
     for provider in held.keys() - {host.provider}:
         placement.delete_provider(provider)
+
+
+def test_a_full_look_pauses_before_each_of_many_requests(
+    store: Store,
+    proxy: Any,
+    faulty: Placement,
+    cloud: Cloud,
+    make_host: Callable[..., Any],
+    make_request: Callable[..., Any],
+) -> None:
+    for _ in range(3):
+        host = make_host()
+        launched(cloud, make_request, query=f"resources=VCPU:1,MEMORY_MB:64,DISK_GB:1&in_tree={host.provider}")
+    make_host()  # not in use: nothing is asked of it
+    pauses: list[float] = []
+    Audit(store, faulty, list, pause=pauses.append).look(is_full=True)
+    asked = [path for _, path in proxy.seen if path.endswith("/allocations")]
+    assert len(pauses) >= len(asked) >= 3
+    assert len(proxy.seen) <= len(pauses) + 2
+    assert min(pauses) >= 0.25, "four a second"

@@ -13,7 +13,7 @@ from ecompute.cluster import keys
 from ecompute.cluster.closing import closed, closed_traits
 from ecompute.cluster.config import Config, PlacementSettings
 from ecompute.cluster.documents import Admin, AdminState
-from ecompute.cluster.errors import InvalidInput
+from ecompute.cluster.errors import InvalidInput, NoRoom
 from ecompute.cluster.placement import Inventory, Placement
 from ecompute.cluster.store import Put, Store
 from eschedule.cloud.connection import Cloud
@@ -119,6 +119,9 @@ def test_the_nearest_miss_is_one_line(cloud: Cloud, make_host: Callable[..., Any
     Launcher(cloud).launch(LaunchRequest(query=f"{SMALL}&in_tree={host.provider}", image="http://image/"))
     assert why_not(cloud, SMALL.replace("VCPU:1", "VCPU:4")) == f"{host.name} lacks 1 VCPU"
     assert why_not(cloud, "nonsense") == ""
+    assert why_not(cloud, SMALL) == "", "it could be served by now"
+    with pytest.raises(NoRoom, match=rf"{host.name} lacks 1 VCPU; see `eschedule explain 'resources=VCPU:4,"):
+        Launcher(cloud).launch(LaunchRequest(query=SMALL.replace("VCPU:1", "VCPU:4"), image="http://image/"))
 
 
 def test_capacity_says_how_many_more_fit(cloud: Cloud, make_host: Callable[..., Any], tool: Any, store: Store) -> None:
