@@ -89,15 +89,21 @@ class Claim:
                 to the audit.
         """
         self._has_claimed = True
-        self._claims.placement.claim(
-            self.consumer,
-            allocations,
-            mappings or {},
-            project_id=self._intent.value.namespace,
-            user_id=self._intent.value.writer,
-            consumer_type=INSTANCE_CONSUMER,
-            stop=stop,
-        )
+        try:
+            self._claims.placement.claim(
+                self.consumer,
+                allocations,
+                mappings or {},
+                project_id=self._intent.value.namespace,
+                user_id=self._intent.value.writer,
+                consumer_type=INSTANCE_CONSUMER,
+                stop=stop,
+            )
+        except Conflict:
+            # Where etcd has lost what it knew, a uuid that a client chose may hold a claim of a guest that
+            # runs: not ours to give back.
+            self.is_in_doubt = self.is_in_doubt or self._chosen is not None
+            raise
         reach("claim.claimed")
 
     def request(self, compares: list[Compare], operations: list[Op]) -> int:

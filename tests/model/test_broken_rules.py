@@ -272,6 +272,13 @@ BROKEN = [
         ("released in use", "used without a claim"),
     ),
     Broken(
+        "nobody remembers which uuids clients have chosen",
+        replace(HELD, chosen_uuids_are_kept=False),
+        about_to_be_released,
+        ("repeat_a_launch", STEP, WORK),
+        ("released in use", "used without a claim"),
+    ),
+    Broken(
         "a host begins a member before its gang is committed",
         replace(HELD, gang_waits_for_its_commit=False),
         gang_in_part,

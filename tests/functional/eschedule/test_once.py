@@ -204,3 +204,15 @@ def test_a_launch_that_is_under_way_is_waited_for(
     waiting[0].result(timeout=30)
     pool.shutdown()
     assert (found[0].uuid, found[0].is_repeated) == (launched.uuid, True)
+
+
+def test_a_claim_that_somebody_else_has_under_the_uuid_is_left_to_the_audit(
+    cloud: Cloud, make_host: Callable[..., Any], make_request: Callable[..., Any], chosen: str
+) -> None:
+    """etcd was emptied, and a client repeats the launch of a guest that runs."""
+    host = make_host()
+    rows = {host.provider: {"VCPU": 2, "MEMORY_MB": 64, "DISK_GB": 1}}
+    cloud.placement.claim(chosen, rows, project_id="system", user_id="me")
+    with pytest.raises(Conflict, match="already holds another allocation"):
+        Launcher(cloud).launch(make_request(uuid=chosen))
+    assert host.claims() == {chosen: rows[host.provider]}

@@ -13,7 +13,7 @@ from cloudmodel.placement import RefusedError
 from cloudmodel.upkeep import finish_one, release
 from cloudmodel.world import HOSTS, Steps, Unanswered, World, spec
 from ecompute.cluster import keys
-from ecompute.cluster.documents import AddressLock, Assignment, Instance, Intent, Node, Role, State
+from ecompute.cluster.documents import AddressLock, Assignment, Instance, Intent, Node, Role, State, UsedUuid
 from ecompute.cluster.errors import CompareFailed
 
 WAITS = 6
@@ -33,9 +33,20 @@ def schedule(world: World, uuid: str, prefer: int) -> Steps:
     same_life = unchanged(keys.INCARNATION, incarnation)
     key = keys.intent(uuid)
     intent = Intent(consumer=uuid, kind="create", namespace="system", writer="s", made_at="")
+    used = keys.used_uuid(uuid)
+    is_chosen = world.is_chosen(uuid) and world.rules.chosen_uuids_are_kept
     try:
         world.commit(
-            [Compare(key, mod_revision=0), Compare(keys.instance(uuid), mod_revision=0), same_life], [Put(key, intent)]
+            [
+                Compare(key, mod_revision=0),
+                Compare(keys.instance(uuid), mod_revision=0),
+                same_life,
+                *([Compare(used, mod_revision=0)] if is_chosen else []),
+            ],
+            [
+                Put(key, intent),
+                *([Put(used, UsedUuid(uuid=uuid, namespace="system", digest="", made_at=""))] if is_chosen else []),
+            ],
         )
     except (CompareFailed, Unanswered):
         return

@@ -119,6 +119,15 @@ class CloudMachine(RuleBasedStateMachine):
         if then == "is killed":
             self.world.kill(process)
 
+    @precondition(lambda self: self.world.uuids and not self.world.was_set_back)
+    @rule(pick=PICK, prefer=st.integers(0, 1), count=COUNTS)
+    def repeat_a_launch(self, pick: int, prefer: int, count: int) -> None:
+        """A client that chose the uuid launches with it again, whatever became of it."""
+        uuid = self._uuid(pick)
+        if self.world.is_chosen(uuid):
+            process = self.world.spawn(f"launch of {uuid} again", lambda process: schedule(self.world, uuid, prefer))
+            self.world.run(process, count)
+
     @precondition(lambda self: self.world.uuids)
     @rule(pick=PICK, count=COUNTS)
     def destroy(self, pick: int, count: int) -> None:

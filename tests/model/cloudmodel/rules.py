@@ -34,6 +34,7 @@ class Rules:
     unanswered_request_is_settled: bool = True
     settled_request_keeps_its_host: bool = True
     uuids_are_used_once: bool = True
+    chosen_uuids_are_kept: bool = True
     gang_waits_for_its_commit: bool = True
     gang_writes_compare_its_record: bool = True
     gang_in_doubt_is_left_alone: bool = True

@@ -131,6 +131,10 @@ class World:
         with contextlib.suppress(RefusedError):
             self.in_flight.popleft()()
 
+    def is_chosen(self, uuid: str) -> bool:
+        """Whether a client chose the uuid, and may launch with it again. Every other one is, but for a gang's."""
+        return uuid in self.uuids and uuid not in self.gang_of and self.uuids.index(uuid) % 2 == 0
+
     # --- processes ---
 
     def spawn(self, name: str, steps: Callable[[Process], Steps]) -> Process:
