@@ -73,6 +73,10 @@ class Services(Protocol):
 
     def store(self, on_rollback: Callable[[str], None]) -> Store: ...
 
+    def upkeep_store(self, on_rollback: Callable[[str], None]) -> Store | None:
+        """Return the way to etcd with the lead's own credentials, if there are any."""
+        ...
+
     def placement(self) -> Placement: ...
 
 
@@ -84,6 +88,9 @@ class OwnServices:
 
     def store(self, on_rollback: Callable[[str], None]) -> Store:
         return Store(self._config.etcd, on_rollback=on_rollback)
+
+    def upkeep_store(self, on_rollback: Callable[[str], None]) -> Store | None:
+        return None if self._config.upkeep is None else Store(self._config.upkeep, on_rollback=on_rollback)
 
     def placement(self) -> Placement:
         return Placement(self._config.placement)
@@ -172,9 +179,8 @@ class Daemon:
         underlay = links.underlay(config.underlay)
         store = self._services.store(lambda reason: hold.suspect(reason))
         at_end(store.close)
-        upkeep_store = store
-        if config.upkeep is not None:
-            upkeep_store = Store(config.upkeep, on_rollback=lambda reason: hold.suspect(reason))
+        upkeep_store = self._services.upkeep_store(lambda reason: hold.suspect(reason)) or store
+        if upkeep_store is not store:
             at_end(upkeep_store.close)
         placement = self._services.placement()
         at_end(placement.close)

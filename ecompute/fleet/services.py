@@ -25,10 +25,13 @@ class FleetServices:
 
     def __init__(self, config: Config) -> None:
         self.store = Store(config.etcd)
+        self.upkeep_store = None if config.upkeep is None else Store(config.upkeep)
         self.placement = Placement(config.placement)
 
     def close(self) -> None:
         self.store.close()
+        if self.upkeep_store is not None:
+            self.upkeep_store.close()
         self.placement.close()
 
 
@@ -42,6 +45,10 @@ class HostServices:
 
     def store(self, on_rollback: Callable[[str], None]) -> Store:
         return self._keep(SharedStore(self._whole.store, on_rollback=on_rollback))
+
+    def upkeep_store(self, on_rollback: Callable[[str], None]) -> Store | None:
+        whole = self._whole.upkeep_store
+        return None if whole is None else self._keep(SharedStore(whole, on_rollback=on_rollback))
 
     def placement(self) -> Placement:
         return self._keep(SharedPlacement(self._whole.placement))

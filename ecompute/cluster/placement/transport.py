@@ -54,7 +54,7 @@ TRIES_OVERTAKEN = 12
 _CONNECT_TIMEOUT_S = 3.0
 _LEAST_S = 0.5
 """What a request is given at least: with less, a service that is only busy would seem to be down."""
-_POOLED_CONNECTIONS = 16
+_POOLED_CONNECTIONS = 64
 
 T = TypeVar("T")
 Parameters = Sequence[tuple[str, str]]
