@@ -5,6 +5,10 @@ who else is and where every guest sits; whatever changes there marks the network
 devices and forwarding entries are converged from a fresh reading. Joining is a step of building an
 instance; leaving is one of removing it.
 
+A network with many guests changes often, and every change wakes all of its hosts: so a host pauses after
+each round, `PAUSES` times as long as that took, at most `LONGEST_PAUSE_S`. The guests that it builds itself
+do not wait for that.
+
 While the host is on hold nothing is changed: an emptied etcd has no peers, and running guests would
 lose theirs.
 
@@ -15,6 +19,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -30,6 +35,8 @@ from ecompute.network.reconcile import NetworkReconciler
 
 SCAN_PERIOD_S = 600.0
 RETRY_S = 5.0
+PAUSES = 9.0
+LONGEST_PAUSE_S = 2.0
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +74,9 @@ class Memberships:
         self._marked: set[str] = set()
         self._busy: dict[str, threading.Lock] = {}
         self._retries = Retries("network-retries", self._mark)
+        self._not_before = 0.0
+        self._is_converging = False
+        self._pause = Retries("network-pause", lambda _: self._periodic.wake())
         self._periodic = Periodic(
             "networks", self._converge_marked, period_s=SCAN_PERIOD_S, jitter_s=SCAN_PERIOD_S / 10
         )
@@ -76,6 +86,7 @@ class Memberships:
 
     def close(self) -> None:
         self._retries.close()
+        self._pause.close()
         self._periodic.stop()
 
     def adopt(self, instance_uuid: str, interfaces: tuple[Interface, ...]) -> None:
@@ -186,18 +197,39 @@ class Memberships:
     def _mark(self, uuid: str) -> None:
         with self._lock:
             self._marked.add(uuid)
-        self._periodic.wake()
+            if self._is_converging:
+                return  # taken up after the pause that follows
+            left_s = self._not_before - time.monotonic()
+        self._wake_in(left_s)
+
+    def _wake_in(self, left_s: float) -> None:
+        if left_s > 0:
+            self._pause.later("", left_s)
+        else:
+            self._periodic.wake()
 
     def _converge_marked(self) -> None:
         with self._lock:
             marked = self._marked or set(self._users)
             self._marked = set()
-        for uuid in sorted(marked):
-            try:
-                self._converge(uuid, is_required=False)
-            except CloudError as error:
-                log.warning("network %s is not as it should be: %s", uuid, error)
-                self._retries.later(uuid, RETRY_S)
+            self._is_converging = True
+        began = time.monotonic()
+        try:
+            for uuid in sorted(marked):
+                try:
+                    self._converge(uuid, is_required=False)
+                except CloudError as error:
+                    log.warning("network %s is not as it should be: %s", uuid, error)
+                    self._retries.later(uuid, RETRY_S)
+        finally:
+            ended = time.monotonic()
+            pause_s = min(LONGEST_PAUSE_S, PAUSES * (ended - began))
+            with self._lock:
+                self._is_converging = False
+                self._not_before = ended + pause_s
+                is_more = bool(self._marked)
+            if is_more:
+                self._wake_in(pause_s)
 
     def _converge(self, uuid: str, *, is_required: bool) -> None:
         if self._is_held():
