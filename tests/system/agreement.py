@@ -190,6 +190,7 @@ def _keys(etcd: Picture, hosts: dict[str, Host]) -> Iterator[str]:
         wanted.add(keys.node(provider))
         (wanted if host.is_running else optional).add(keys.alive(provider))
         optional.add(keys.admin(provider))
+        optional |= {key for key in etcd.keys if key.startswith(keys.copies(provider))}
     for key in sorted(wanted - etcd.keys):
         yield f"etcd lacks {key}"
     for key in sorted(etcd.keys - wanted - optional):
