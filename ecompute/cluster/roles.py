@@ -5,7 +5,7 @@ not trusted with more. *Upkeep* is what the lead needs to finish, to audit and t
 nothing that hosts alone write. A *tool* may do everything but make users. ``docs/key-schema.md`` has the same
 as a table, made by `table`; a test holds it, and the column "written by" there, against this module.
 
-etcd knows ranges: a key, or all keys with a common beginning. Whatever a host writes therefore has
+etcd knows ranges: all keys with a common beginning. Whatever a host writes therefore has
 its provider first in the key, but for ``/booted/``, on which nothing decides.
 
 Pure.
@@ -47,17 +47,17 @@ class Access(Enum):
 
 @dataclass(frozen=True)
 class Grant:
-    """``access`` to one key, or to every key that begins with it where it ends in a slash."""
+    """``access`` to every key that begins with ``key``.
+
+    Also where it does not end in a slash: a watch asks for all that begins so. It then ends in a
+    provider's uuid, of which none is the beginning of another.
+    """
 
     key: str
     access: Access
 
-    @property
-    def is_prefix(self) -> bool:
-        return self.key.endswith("/")
-
     def covers(self, key: str) -> bool:
-        return key.startswith(self.key) if self.is_prefix else key == self.key
+        return key.startswith(self.key)
 
 
 def host(provider: str) -> tuple[Grant, ...]:
@@ -122,12 +122,12 @@ def tool() -> tuple[Grant, ...]:
 
 
 def may_read(grants: Iterable[Grant], key: str) -> bool:
-    """Whether ``grants`` let ``key`` be read: a whole prefix, where it ends in a slash."""
+    """Whether ``grants`` let ``key`` be read, and all that begins with it."""
     return any(grant.access.has_read and grant.covers(key) for grant in grants)
 
 
 def may_write(grants: Iterable[Grant], key: str) -> bool:
-    """Whether ``grants`` let ``key`` be written or deleted: a whole prefix, where it ends in a slash."""
+    """Whether ``grants`` let ``key`` be written or deleted, and all that begins with it."""
     return any(grant.access.has_write and grant.covers(key) for grant in grants)
 
 

@@ -106,13 +106,12 @@ class Cluster:
         self.image = build_cached(IMAGES)
         with ThreadPoolExecutor(2) as pool:
             placement = pool.submit(_start_placement, self.directory / "placement", self.address)
-            self.etcd: EtcdProcess = start_etcd(self.directory / "etcd", host=self.address, is_durable=False)
+            self.etcd: EtcdProcess = self.start_etcd()
             self._stack.callback(self.etcd.kill)
             self.placement: PlacementProcess = placement.result()
             self._stack.callback(self.placement.kill)
-        host, port = self.etcd.endpoint.rsplit(":", 1)
         self.settings = {
-            "etcd": {"host": host, "port": int(port)},
+            "etcd": self.etcd_settings(),
             "placement": {"endpoint": self.placement.endpoint},
             "inventory": {
                 "memory_mb": 4096,
@@ -140,10 +139,22 @@ class Cluster:
             if start:
                 list(pool.map(lambda host: host.start(), self.hosts))
 
+    def start_etcd(self) -> EtcdProcess:
+        return start_etcd(self.directory / "etcd", host=self.address, is_durable=False)
+
+    def etcd_settings(self) -> dict[str, Any]:
+        """Return what the configuration of `eschedule`, and of a host, says of etcd."""
+        host, port = self.etcd.endpoint.rsplit(":", 1)
+        return {"host": host, "port": int(port)}
+
+    def host_settings(self, name: str) -> dict[str, Any]:
+        """Return what a host's configuration says that is not its own doing."""
+        return self.settings
+
     def add_host(self, name: str) -> Host:
         directory = self.directory / name
         self._stack.callback(self._remove_host, directory)
-        return Host(name, directory, self.underlay, self.settings)
+        return Host(name, directory, self.underlay, self.host_settings(name))
 
     def _remove_host(self, directory: Path) -> None:
         for host in self.hosts:

@@ -71,8 +71,8 @@ class Users:
     def grants_of(self, role: str) -> frozenset[Grant] | None:
         """Return what ``role`` may; None: there is no such role.
 
-        A range that is neither a key nor a prefix has no `Grant`, and is given back as the prefix of its
-        beginning, with a NUL for its end: it equals none of ours.
+        A range that is not all keys with a common beginning has no `Grant`; it is given back as one of no
+        key that there is, so that it equals none of ours.
         """
         answer = self._ask("RoleGet", rpc.AuthRoleGetRequest(role=role))
         return None if answer is None else frozenset(_grant(permission) for permission in answer.perm)
@@ -172,13 +172,13 @@ def _is_nobody_refused(member: Member) -> Callable[..., bool]:
 
 
 def _range(grant: Grant) -> tuple[bytes, bytes]:
-    return range_of(grant.key) if grant.is_prefix else (grant.key.encode(), b"")
+    return range_of(grant.key)
 
 
 def _grant(permission: Any) -> Grant:
     key, range_end = bytes(permission.key), bytes(permission.range_end)
     access = {value: access for access, value in _TYPES.items()}[permission.permType]
     text = key.decode("utf-8", "backslashreplace")
-    if not range_end or (text.endswith("/") and range_end == prefix_end(key)):
+    if range_end == prefix_end(key):
         return Grant(text, access)
     return Grant(f"{text}\x00{range_end.decode('utf-8', 'backslashreplace')}", access)

@@ -80,8 +80,8 @@ def test_a_role_tells_whose_it_is() -> None:
         assert roles.provider_of(other) is None
 
 
-def test_a_single_key_is_not_a_beginning() -> None:
-    grant = Grant(keys.node("a"), Access.BOTH)
-    assert grant.covers("/nodes/a")
-    assert not grant.covers("/nodes/ab")
-    assert not grant.covers("/nodes/a/b")
+def test_a_grant_covers_what_begins_with_it() -> None:
+    grant = Grant(keys.node(MINE), Access.BOTH)
+    assert grant.covers(keys.node(MINE))
+    assert not grant.covers(keys.node(ANOTHERS))
+    assert not grant.covers(keys.node(MINE[:-1]))
