@@ -312,8 +312,9 @@ def _is_here(address: str) -> bool:
 
 
 def _files(config: Config) -> list[tuple[Path, str]]:
-    secret = [config.etcd.key, config.etcd.password_file, config.placement.token_file]
-    public = [config.etcd.ca, config.etcd.cert, config.placement.ca]
+    lead = config.upkeep or config.etcd
+    secret = [config.etcd.key, config.etcd.password_file, lead.key, lead.password_file, config.placement.token_file]
+    public = [config.etcd.ca, config.etcd.cert, lead.cert, config.placement.ca]
     return [(path, _of_file(path, is_secret=False)) for path in public if path] + [
         (path, _of_file(path, is_secret=True)) for path in secret if path
     ]

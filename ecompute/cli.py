@@ -181,16 +181,19 @@ def inventory(settings: Settings) -> None:
 def check(settings: Settings) -> None:
     """Look whether this machine can be a host, and say what it lacks.
 
-    Changes nothing. Exit status 1 when something is missing.
+    Changes nothing. Where etcd answers, it is asked whether this host's user may do a host's work.
+    Exit status 1 when something is missing.
 
     \b
     Example:  ecompute check
     """
+    from ecompute import access
     from ecompute.check import checks
     from ecompute.cluster import config
 
     is_fine = True
-    for result in checks(config.load(config.find(settings.config))):
+    settings_ = config.load(config.find(settings.config))
+    for result in (*checks(settings_), *access.checks(settings_)):
         mark = "ok  " if result.problem is None else "FAIL"
         said = result.problem or result.note
         click.echo(f"{mark}  {result.name}" + (f": {said}" if said else ""))

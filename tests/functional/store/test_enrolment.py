@@ -14,6 +14,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
+from ecompute import access
 from ecompute.cluster import config, keys, roles
 from ecompute.cluster.config import Config, EtcdSettings
 from ecompute.cluster.documents import Incarnation, Node, timestamp
@@ -172,6 +173,17 @@ def test_who_may_lead_writes_what_upkeep_writes(enrol: Callable[..., Enrolled]) 
         assert not store.users.may(roles.Grant(keys.NODES, roles.Access.WRITE))
     with Store(host.etcd) as store:
         assert not store.users.may(roles.Grant(keys.LEAD, roles.Access.WRITE))
+
+
+def test_check_says_whether_the_hosts_role_suffices(enrol: Callable[..., Enrolled], root: Cloud) -> None:
+    host = settings_of(enrol(has_upkeep=True))
+    assert [result.problem for result in access.checks(host)] == [None, None]
+    root.store.users.set_role(roles.host_role(PROVIDER), roles.host(PROVIDER)[:-1])
+    [first, _] = access.checks(host)
+    assert first.problem is not None
+    assert "may not write /booted/" in first.problem
+    [operators, _] = access.checks(replace(root.settings, uuid=PROVIDER))
+    assert "may more than a host needs" in operators.note
 
 
 def test_a_revoked_host_is_nobody_and_may_come_back_as_the_same(enrol: Callable[..., Enrolled], root: Cloud) -> None:
