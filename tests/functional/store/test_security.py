@@ -12,7 +12,7 @@ import pytest
 
 from ecompute.cluster.config import EtcdSettings
 from ecompute.cluster.documents import Name
-from ecompute.cluster.errors import InvalidInput, NotPermitted, StoreUnavailable
+from ecompute.cluster.errors import InvalidInput, NotPermitted, Refused, StoreUnavailable
 from ecompute.cluster.roles import Access, Grant
 from ecompute.cluster.store import Put, Store, absent
 from ecompute.dev.etcd import EtcdProcess, TlsFiles, start_etcd
@@ -195,6 +195,20 @@ def test_a_certificate_that_is_no_users_may_nothing(settings: EtcdSettings) -> N
         with pytest.raises(NotPermitted, match=r"the holder of .*member\.pem read /mine/a"):
             store.get("/mine/a", Name)
         assert store.users.is_enabled()
+
+
+def test_who_shows_nothing_is_told_what_to_show(tmp_path: Path) -> None:
+    with start_etcd(tmp_path / "plain", is_durable=False) as process:
+        plain = EtcdSettings(endpoints=(process.endpoint,))
+        with Store(plain) as store:
+            assert not store.users.is_enabled()
+            store.users.add("root", "root-password")
+            store.users.give("root", "root")
+            command = ["etcdctl", "--endpoints", process.endpoint, "--user", "root:root-password", "auth", "enable"]
+            subprocess.run(command, check=True, capture_output=True, timeout=20)
+            with pytest.raises(Refused, match="shown neither a certificate nor a user"):
+                store.get("/mine/a", Name)
+            assert store.users.is_enabled()
 
 
 # --- users and roles -----------------------------------------------------------------------------
