@@ -44,7 +44,7 @@ from ecompute.cluster.documents import (
     State,
     Vni,
 )
-from ecompute.cluster.events import rings
+from ecompute.cluster.events import HOST, LEAD, rings
 
 if TYPE_CHECKING:
     from cloud import Cluster, Host
@@ -164,6 +164,7 @@ def _read(cluster: Cluster) -> Picture:
 def _keys(etcd: Picture, hosts: dict[str, Host]) -> Iterator[str]:
     wanted = {keys.INCARNATION}
     optional = {keys.SCHEMA, keys.lead("upkeep")}
+    optional |= {key for key in etcd.keys if key.startswith(f"{keys.EVENTS}{LEAD}/{HOST}/")}  # with the host
     for uuid, instance in etcd.instances.items():
         provider, spec = instance.provider, instance.spec
         wanted |= {
