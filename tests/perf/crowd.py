@@ -35,6 +35,7 @@ from ecompute.hypervisor import features
 from ecompute.inventory import Measured
 from ecompute.registrar import Registrar
 from eschedule.cloud.connection import Cloud
+from eschedule.cloud.quotas import Quotas
 from eschedule.scheduler.launch import Launcher
 from eschedule.scheduler.request import LaunchRequest
 
@@ -43,6 +44,8 @@ MEASURED = Measured(vcpus=1024, memory_mb=1 << 21, disk_gb=1 << 16)
 """What every host has: room for all rounds, on ten hosts too."""
 SHAPE = "resources=VCPU:1,MEMORY_MB:256,DISK_GB:1"
 RESOURCES = {"VCPU": 1, "MEMORY_MB": 256, "DISK_GB": 1}
+LIMITED = "limited"
+"""A namespace with a quota."""
 IMAGE = "http://images.example/small.qcow2"
 TRAITS = features.traits(
     (
@@ -85,6 +88,8 @@ class Crowd:
         self._register()
         self.launcher = Launcher(self.cloud)
         self.launcher.launch(LaunchRequest(query=SHAPE, image=IMAGE))  # the network is made, and all is loaded
+        Quotas(self.cloud).set(LIMITED, {"VCPU": 1_000_000, "INSTANCES": 1_000_000})
+        self.launch_limited()
         print(f"  {self.count} hosts are registered after {time.monotonic() - began:.0f} s", file=sys.stderr)
         return self
 
@@ -134,6 +139,10 @@ class Crowd:
     def launch(self, number: int = 0) -> None:
         """One launch of a scheduler that lives long."""
         self.launcher.launch(LaunchRequest(query=SHAPE, image=IMAGE))
+
+    def launch_limited(self, number: int = 0) -> None:
+        """As `launch`, in a namespace that has a quota: one more row, which every claim there writes."""
+        self.launcher.launch(LaunchRequest(query=SHAPE, image=IMAGE, namespace=LIMITED))
 
     def launch_cold(self, number: int = 0) -> None:
         """One launch of a scheduler that lives for it: new connections, nothing remembered."""

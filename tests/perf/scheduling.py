@@ -58,17 +58,19 @@ class Scheduling:
         """Launches a second, four at once, in one long-lived scheduler."""
         made = []
         for size, crowd in self.crowds.items():
-            rates: dict[str, list[float]] = {way: [] for way in ("raw", "ours", "cold", "loop")}
+            rates: dict[str, list[float]] = {way: [] for way in ("raw", "ours", "limited", "cold", "loop")}
             for number in range(self.rounds):
                 print(f"  launches, {size} hosts: round {number + 1} of {self.rounds}", file=sys.stderr)
                 rates["raw"].append(crowd.at_once(crowd.claim_raw, LAUNCHES))
                 rates["ours"].append(crowd.at_once(crowd.launch, LAUNCHES))
+                rates["limited"].append(crowd.at_once(crowd.launch_limited, LAUNCHES))
                 rates["cold"].append(crowd.at_once(crowd.launch_cold, FEW))
                 rates["loop"].append(crowd.at_once(crowd.loop_of_etcd_compute, FEW))
             big = size == max(self.sizes)
             name = f"launches, {WRITERS} at once, {size:,} hosts"
             made += [
                 figure(f"{name} / raw PUT", rates["ours"], rates["raw"], "/s", "≥ 0.6" if big else "-"),
+                figure(f"{name}, with a quota / raw PUT", rates["limited"], rates["raw"], "/s", "-"),
                 figure(f"{name}, cold / raw PUT", rates["cold"], rates["raw"], "/s", "-"),
                 figure(f"{name} / etcd-compute's loop", rates["ours"], rates["loop"], "/s", "≥ 4" if big else "-"),
             ]

@@ -27,6 +27,7 @@ from ecompute.cluster.placement.documents import (
 from ecompute.cluster.placement.providers import Providers, Traits
 from ecompute.cluster.placement.query import CandidatesQuery, candidates_query
 from ecompute.cluster.placement.transport import MICROVERSION, Transport
+from ecompute.cluster.placement.turns import Turns
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -60,6 +61,7 @@ class Placement(Providers):
 
     def __init__(self, settings: PlacementSettings, *, timeout_s: float = 10.0) -> None:
         self._transport = Transport(settings, timeout_s=timeout_s)
+        self._turns = Turns()
         self.endpoint = self._transport.endpoint
 
     def close(self) -> None:
@@ -142,7 +144,8 @@ class Placement(Providers):
             InvalidInput: placement cannot make sense of it.
         """
         wanted = ClaimRequest(consumer, allocations, mappings or {}, project_id, user_id, consumer_type)
-        claiming.claim(self._transport, wanted, stop)
+        with self._turns.taken(allocations):
+            claiming.claim(self._transport, wanted, stop)
 
     def claim_many(self, claims: Sequence[ClaimRequest], *, stop: AbstractSet[str] = frozenset()) -> None:
         """Take all of ``claims`` in one write: all or none.
@@ -159,7 +162,8 @@ class Placement(Providers):
             PlacementUnavailable: it is not known whether the claims were written.
             InvalidInput: placement cannot make sense of them, or a consumer is named twice.
         """
-        claiming.claim_many(self._transport, claims, stop)
+        with self._turns.taken(provider for claim in claims for provider in claim.allocations):
+            claiming.claim_many(self._transport, claims, stop)
 
     def replace(
         self,
