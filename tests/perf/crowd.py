@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from ipaddress import IPv4Network
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -79,6 +80,7 @@ class Crowd:
             etcd=EtcdSettings(endpoints=(self.etcd.endpoint,)),
             placement=PlacementSettings(endpoint=self.placement.endpoint),
             images=ImageSettings(default=IMAGE),
+            default_network=IPv4Network("10.10.0.0/16"),
         )
         self.config_file = self._directory / "compute.yaml"
         host, _, port = self.etcd.endpoint.rpartition(":")
