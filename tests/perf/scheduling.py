@@ -12,15 +12,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from crowd import WRITERS, Crowd
+from crowd import IMAGE, SHAPE, WRITERS, Crowd
 from figures import Figure, figure, timed
 
 from eschedule.cloud.explain import look
+from eschedule.scheduler.request import LaunchRequest
 
 LAUNCHES = 24
 """A round's launches, and raw claims."""
 FEW = 8
 """Of what is slow."""
+GANG = 50
 SINGLE = 5
 """One after the other, for the time that one takes."""
 
@@ -108,6 +110,24 @@ class Scheduling:
             for way, by_size in took.items()
         ]
 
+    def gang(self) -> list[Figure]:
+        """Many instances, all or none, against one raw ``POST /allocations`` of as many."""
+        from eschedule.scheduler.gang import GangLauncher
+
+        crowd = self.crowds[self.sizes[-1]]
+        launcher = GangLauncher(crowd.cloud)
+        requests = [LaunchRequest(query=SHAPE, image=IMAGE) for _ in range(GANG)]
+        launcher.launch_all(requests)
+        ours: list[float] = []
+        raw: list[float] = []
+        for _ in self.each_round("gang"):
+            with timed(raw):
+                crowd.post_raw(GANG)
+            with timed(ours):
+                launcher.launch_all(requests)
+        rates = [[GANG * 1000 / ms for ms in times] for times in (ours, raw)]
+        return [figure(f"gang of {GANG}, {crowd.count:,} hosts / one raw POST", *rates, "/s", "≥ 0.9")]
+
     def explain(self) -> list[Figure]:
         """Why a query has no host: requests to placement, and time."""
         query = "resources=VCPU:1,MEMORY_MB:256,DISK_GB:1&required=HW_CPU_X86_AMD_SVM"
@@ -167,6 +187,7 @@ class Scheduling:
 FIGURES: dict[str, Callable[[Scheduling], list[Figure]]] = {
     "launches": Scheduling.launches,
     "growth": Scheduling.growth,
+    "gang": Scheduling.gang,
     "explain": Scheduling.explain,
     "cost": Scheduling.cost,
     "audit": Scheduling.audit,

@@ -25,6 +25,8 @@ from eschedule.scheduler.launch import Launcher
 FAULTS = ("RESET_UNSENT", "RESET_UNANSWERED", "UNAVAILABLE", "UNAVAILABLE_DONE")
 LAUNCHES = 40
 AT_ONCE = 4
+GANGS = 12
+GANG = 5
 
 
 @pytest.fixture
@@ -94,3 +96,29 @@ def test_launches_in_bad_weather_claim_nothing_twice_and_leak_nothing(
     assert len(said) > LAUNCHES // 2
     assert weather.keys() == set(FAULTS)
     see_that_it_clears_up(cloud, clock, hosts, set(said))
+
+
+def test_gangs_in_bad_weather_are_there_whole_or_not_at_all(
+    faulty_cloud: Cloud,
+    cloud: Cloud,
+    clock: Any,
+    weather: Counter[str],
+    make_host: Callable[..., Any],
+    make_request: Callable[..., Any],
+) -> None:
+    gangs = pytest.importorskip("eschedule.scheduler.gang")
+    hosts = [make_host(vcpus=GANGS * GANG) for _ in range(3)]
+    launcher = gangs.GangLauncher(faulty_cloud)
+    said: list[set[str]] = []
+    for number in range(GANGS):
+        try:
+            launched = launcher.launch_all([make_request(name=f"gang-{number}-{n}") for n in range(GANG)])
+        except Unavailable:
+            continue
+        said.append({one.uuid for one in launched})
+    print(f"{len(said)} of {GANGS} gangs told of success; {dict(weather)}")
+    assert len(said) > GANGS // 2
+    assert weather.keys() == set(FAULTS)
+    see_that_it_clears_up(cloud, clock, hosts, {uuid for gang in said for uuid in gang})
+    instances = [item.value for item in cloud.store.list(keys.INSTANCES, Instance).items]
+    assert set(Counter(instance.gang for instance in instances).values()) <= {GANG}
