@@ -34,7 +34,7 @@ def main() -> None:
 
     placement._transport._session.hooks["response"].append(count)
     before, began = peak_mib(), time.monotonic()
-    released = Audit(store, placement, list).run(is_full=True)
+    released = Audit(store, placement, list, pause=time.sleep).run(is_full=True)
     took = time.monotonic() - began
     assert not released
     print(json.dumps({"memory_mib": peak_mib(), "before_mib": before, "requests": requests, "seconds": took}))

@@ -15,6 +15,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from urllib.parse import unquote_to_bytes
 
 from ecompute.cluster.errors import InvalidInput, one_line
@@ -63,8 +64,11 @@ class CandidatesQuery:
         return dict(totals)
 
 
+@lru_cache(maxsize=256)
 def candidates_query(text: str) -> CandidatesQuery:
     """Return what ``text`` asks for.
+
+    The same text gives the same object: a launch asks several times, a gang as often for each member.
 
     Args:
         text: a query string as a user typed it, percent-encoded or not.
