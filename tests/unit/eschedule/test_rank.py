@@ -7,7 +7,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eschedule.scheduler.rank import TOP, Ranked, free_share, rank
+from eschedule.scheduler.rank import TOP, Ranked, Wishes, free_share, rank, weigh
 
 SEEDS = st.integers(0, 2**64 - 1)
 
@@ -83,3 +83,63 @@ def test_the_scarcest_class_says_how_free_a_host_is() -> None:
 @given(st.lists(st.tuples(st.floats(0, 1e6), st.integers(0, 10**6), st.integers(1, 10**6))))
 def test_a_share_is_a_share(room: list[tuple[float, int, int]]) -> None:
     assert 0 <= free_share(room) <= 1
+
+
+PROVIDERS = st.frozensets(st.sampled_from("abcdefgh"))
+BY_PROVIDER = st.dictionaries(st.sampled_from("abcdefgh"), st.integers(1, 9))
+WISHES = st.builds(
+    Wishes,
+    is_packed=st.booleans(),
+    image_holders=PROVIDERS,
+    on_network=PROVIDERS,
+    affinities=st.dictionaries(st.sampled_from(["db", "web"]), st.integers(-100, 100)).map(lambda d: tuple(d.items())),
+    tagged=st.dictionaries(st.sampled_from(["db", "web"]), BY_PROVIDER),
+    group=st.dictionaries(st.sampled_from("abcdefgh"), st.floats(-1, 1)),
+    load=st.dictionaries(st.sampled_from("abcdefgh"), st.floats(0, 1)),
+)
+
+
+@given(lists(), WISHES, SEEDS, st.randoms())
+def test_wishes_refuse_nobody_and_do_not_mind_the_order(
+    candidates: list[Ranked], wishes: Wishes, seed: int, rng: random.Random
+) -> None:
+    weighed = [weigh(candidate, wishes) for candidate in candidates]
+    shuffled = list(weighed)
+    rng.shuffle(shuffled)
+    assert rank(shuffled, seed) == rank(weighed, seed)
+    assert sorted(one.index for one in rank(weighed, seed)) == [one.index for one in candidates]
+
+
+@given(lists(), WISHES)
+def test_the_points_are_the_sum_of_the_reasons(candidates: list[Ranked], wishes: Wishes) -> None:
+    for candidate in candidates:
+        weighed = weigh(candidate, wishes)
+        assert weighed.points == sum(reason.points for reason in weighed.reasons)
+        assert weighed.reasons, "there is always one: how full it is"
+        assert all(str(reason).isprintable() for reason in weighed.reasons)
+
+
+@given(st.integers(1, 100), st.integers(0, 50))
+def test_more_of_what_is_wanted_near_draws_more_and_away_less(weight: int, there: int) -> None:
+    def points(count: int, by: int) -> float:
+        wishes = Wishes(affinities=(("db", by),), tagged={"db": {"a": count}})
+        return weigh(Ranked(index=0, provider="a", free_share=0.5, is_alive=True), wishes).points
+
+    assert points(there + 1, weight) > points(there, weight)
+    assert points(there + 1, -weight) < points(there, -weight)
+
+
+def test_the_fullest_comes_first_where_instances_are_packed() -> None:
+    wishes = Wishes(is_packed=True)
+    candidates = [weigh(Ranked(index=i, provider=str(i), free_share=i / 10, is_alive=True), wishes) for i in range(4)]
+    first = [rank(candidates, seed)[0].index for seed in range(1000)]
+    counts = [first.count(i) for i in range(4)]
+    assert counts == sorted(counts, reverse=True)
+    assert all(count > 20 for count in counts)
+
+
+def test_a_host_a_whole_point_ahead_is_nearly_always_first() -> None:
+    wishes = Wishes(affinities=(("db", 100),), tagged={"db": {"3": 1}})
+    candidates = [weigh(Ranked(index=i, provider=str(i), free_share=0.5, is_alive=True), wishes) for i in range(8)]
+    first = [rank(candidates, seed)[0].index for seed in range(1000)]
+    assert first.count(3) > 900
