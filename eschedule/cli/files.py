@@ -20,7 +20,7 @@ def read_user_data(path: str) -> str:
     Raises:
         InvalidInput: it cannot be read, is too long, or is not text.
     """
-    data = _read(path, USER_DATA_LIMIT_BYTES + 1)
+    data = read_file(path, USER_DATA_LIMIT_BYTES + 1)
     if len(data) > USER_DATA_LIMIT_BYTES:
         raise InvalidInput(
             f"user data in {path} is too long",
@@ -38,7 +38,7 @@ def read_ssh_keys(path: str) -> list[str]:
     Raises:
         InvalidInput: it cannot be read, or holds none.
     """
-    data = _read(str(Path(path).expanduser()) if path != "-" else path, KEYS_LIMIT_BYTES)
+    data = read_file(str(Path(path).expanduser()) if path != "-" else path, KEYS_LIMIT_BYTES)
     text = data.decode("utf-8", "replace")
     if "PRIVATE KEY" in text:
         raise InvalidInput(f"{path} is a private key", hint=_PUBLIC)
@@ -48,7 +48,12 @@ def read_ssh_keys(path: str) -> list[str]:
     return lines
 
 
-def _read(path: str, limit_bytes: int) -> bytes:
+def read_file(path: str, limit_bytes: int) -> bytes:
+    """Return at most the first ``limit_bytes`` of a file; ``-`` is standard input.
+
+    Raises:
+        InvalidInput: it cannot be read.
+    """
     try:
         if path == "-":
             return sys.stdin.buffer.read(limit_bytes)

@@ -8,6 +8,7 @@ import click
 
 from ecompute.cluster.terminal import INTERRUPTED, say
 from eschedule.cli.completion import complete_group, complete_host
+from eschedule.cli.gang import from_file, launch_all, numbered
 from eschedule.cli.lifecycle import WAIT_TIMEOUT_S, report, wait_until_it_runs
 from eschedule.cli.output import format_option, show_one, show_rows
 from eschedule.cli.parameters import timeout_option
@@ -61,6 +62,14 @@ if TYPE_CHECKING:
 @click.option("--uuid", metavar="UUID", help="Its uuid; a repeated launch with it is the same instance.")
 @click.option("--idempotency-key", metavar="KEY", help="The same, where the uuid is made up: one key, one instance.")
 @click.option("--dry-run", is_flag=True, help="Show the hosts it would be tried on, and why; claim nothing.")
+@click.option("--count", type=int, metavar="N", help="So many of the same, all or none: NAME-1, NAME-2, ….")
+@click.option(
+    "--members",
+    "members_file",
+    type=click.Path(allow_dash=True),
+    metavar="FILE",
+    help="A YAML list of instances that differ, all or none; the options above hold for those that say nothing else.",
+)
 @click.option("--wait", "is_waiting", is_flag=True, help="Wait until it runs; exit 1 if it fails.")
 @timeout_option(WAIT_TIMEOUT_S)
 @format_option
@@ -85,6 +94,8 @@ def launch(
     uuid: str | None,
     idempotency_key: str | None,
     dry_run: bool,
+    count: int | None,
+    members_file: str | None,
     is_waiting: bool,
     timeout_s: float,
     output: str,
@@ -95,16 +106,21 @@ def launch(
     cannot say: `resources=VCPU:2,MEMORY_MB:1024,DISK_GB:10&required=HW_CPU_X86_AVX2`. IMAGE is a
     URL, as for --image.
 
+    With --count or --members many are launched, all or none. A member in FILE has some of: name, query,
+    cpus, memory, disk, image, host, pack, group, tags, affinities, expires, ssh_keys, user_data.
+
     \b
     Example:  eschedule launch --name web-1 --ssh-key ~/.ssh/id_ed25519.pub --wait
               eschedule launch --name db-1 --cpus 2 --memory 1024 --disk 10 --user-data setup.yaml
               eschedule launch --name web-2 --tag web --affinity web=-50 --affinity db=100 --dry-run
               eschedule launch --name try-1 --expires 2h --idempotency-key build-4711
+              eschedule launch --name web --count 4 --wait
     """
     settings: Settings = context.obj
     query = _query(context, query, cpus, memory, disk)
     image = _image(image, image_option)
     with settings.cloud() as cloud, Progress() as progress:
+        from ecompute.cluster.errors import InvalidInput
         from eschedule.cli.files import read_ssh_keys, read_user_data
         from eschedule.cli.instance import describe
         from eschedule.cloud.instances import Instances
@@ -129,6 +145,12 @@ def launch(
         )
         if dry_run:
             return _show_choices(Launcher(cloud, on_step=progress.step).choices(request), output, progress)
+
+        if members_file is not None and (count is not None or name is not None):
+            raise InvalidInput("--members does not go with --count or --name", hint="name the members in the file")
+        if count is not None or members_file is not None:
+            requests = numbered(request, count or 0) if members_file is None else from_file(members_file, request)
+            return launch_all(cloud, progress, requests, is_waiting=is_waiting, timeout_s=timeout_s, output=output)
 
         def refused(reason: str) -> None:
             progress.clear()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import queue
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -67,6 +67,19 @@ class Instances:
     def find(self, ref: str, namespace: str) -> Versioned[Instance]:
         """Return the instance that ``ref`` names: see `eschedule.cloud.references.find`."""
         return references.find(self._store, ref, namespace)
+
+    def several(self, uuids: Sequence[str]) -> list[Versioned[Instance]]:
+        """Return the instances of ``uuids`` that are there, in that order."""
+        found = self._store.get_many([keys.instance(uuid) for uuid in uuids], Instance).items
+        by_uuid = {item.value.uuid: item for item in found}
+        return [by_uuid[uuid] for uuid in uuids if uuid in by_uuid]
+
+    def views(self, uuids: Sequence[str]) -> list[View]:
+        """Return the instances of ``uuids`` that are there, with their reports, in that order."""
+        instances = self.several(uuids)
+        reports = self._store.get_many([keys.seen(i.value.provider, i.value.uuid) for i in instances], Seen)
+        seen = {item.value.uuid: item.value for item in reports.items}
+        return [View(instance, seen.get(instance.value.uuid)) for instance in instances]
 
     def view(self, instance: Versioned[Instance]) -> View:
         value = instance.value

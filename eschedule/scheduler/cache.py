@@ -63,6 +63,11 @@ class Offer:
                 for capacity, used in (known,)
             ]
 
+    def use(self, provider: str, name: str) -> tuple[int, int] | None:
+        """Return the capacity of a class at a provider, and what is used of it; None: it is not known."""
+        with self._lock:
+            return self._known(provider, name)
+
     def reserve(self, index: int) -> bool:
         """Count a candidate as used before it is claimed; return whether it still fitted."""
         candidate = self.answer.items[index]

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from uuid import uuid4
 
@@ -206,9 +206,14 @@ class Launcher:
         return Beside.read(self._cloud, namespace=request.namespace, group_ref=request.group, totals=totals)
 
     def _ranked(self, launch: _Launch, offer: Offer, known: dict[str, Target]) -> list[Ranked]:
-        request, beside = launch.request, launch.beside
         if offer.hosts:
             launch.found = max(launch.found, Stage.CANDIDATES)
+        return self._weighed(launch.request, launch.beside, offer, known)
+
+    def _weighed(
+        self, request: LaunchRequest, beside: Beside, offer: Offer, known: Mapping[str, Target]
+    ) -> list[Ranked]:
+        """Return the candidates of ``offer`` that ``request`` may have, in the order in which they should be tried."""
         network = self._networks.find_default(request.namespace)
         group = {provider: beside.weight(provider, target.zone) for provider, target in known.items()}
         load = {provider: busy for provider in known if (busy := self._facts.load(provider)) is not None}
@@ -383,23 +388,24 @@ class Launcher:
         why = "; ".join(str(reason) for reason in choice.reasons)
         event = ("requested", f"claimed on {target.name}, and asked of it: {why}")
         claim.request(list(order.compares), [*order.operations, *self._cloud.events.begin(INSTANCE, uuid, [event])])
-        return _launched(order.instance, target.name, is_alive=target.is_alive, reasons=choice.reasons)
+        return launched_of(order.instance, target.name, is_alive=target.is_alive, reasons=choice.reasons)
 
     def _found(self, uuid: str, target: Target, reasons: tuple[Reason, ...]) -> Launched:
         found = self._store.get(keys.instance(uuid), Instance)
         if found is None:
             raise Conflict(f"{uuid} was launched, and destroyed by somebody at once")
-        return _launched(found.value, target.name, is_alive=target.is_alive, reasons=reasons)
+        return launched_of(found.value, target.name, is_alive=target.is_alive, reasons=reasons)
 
     def _found_again(self, instance: Instance) -> Launched:
         node: Versioned[Node] | None = self._store.get(keys.node(instance.provider), Node)
         name = instance.provider if node is None else node.value.name
         is_alive = self._store.get(keys.alive(instance.provider), Alive) is not None
-        return _launched(instance, name, is_alive=is_alive, is_repeated=True)
+        return launched_of(instance, name, is_alive=is_alive, is_repeated=True)
 
 
-def _launched(
+def launched_of(
     instance: Instance, host: str, *, is_alive: bool, reasons: tuple[Reason, ...] = (), is_repeated: bool = False
 ) -> Launched:
+    """Return what is told of a launched instance. Pure."""
     addresses = tuple(address for interface in instance.spec.interfaces for address in interface.addresses)
     return Launched(instance.uuid, instance.name, instance.provider, host, is_alive, addresses, reasons, is_repeated)

@@ -72,6 +72,7 @@ class Offers:
         *,
         only: AbstractSet[str] | None = None,
         excluded: AbstractSet[str] = frozenset(),
+        limit: int | None = None,
     ) -> Iterator[Offer]:
         """Yield the answers to try.
 
@@ -80,6 +81,7 @@ class Offers:
             host: the name of the one host that may serve it, or its provider's uuid.
             only: the hosts that alone may serve it. The answer need not keep to them, nor to those
                 ``excluded``; but where there is one of the others, it is found.
+            limit: how many candidates to ask for, where those of one launch are too few.
 
         Raises:
             InvalidInput: placement cannot make sense of it.
@@ -98,18 +100,19 @@ class Offers:
         shard = self._shard_now()
         narrowed = in_shard(question, shard) if shard else None
         if narrowed is not None:
-            yield from self._twice(narrowed)
+            yield from self._twice(narrowed, limit)
             self._leave(shard)
-        yield from self._twice(question)
+        yield from self._twice(question, limit)
         if excluded:
             # Those that were drawn may all be among them.
             yield Offer(self._ask(question, limit=WIDE_LIMIT))
 
-    def _twice(self, question: CandidatesQuery) -> Iterator[Offer]:
-        offer, is_new = self._cache.get(question.text, lambda: self._ask(question))
+    def _twice(self, question: CandidatesQuery, limit: int | None) -> Iterator[Offer]:
+        key = (question.text, limit)
+        offer, is_new = self._cache.get(key, lambda: self._ask(question, limit))
         yield offer
         if not is_new:
-            yield self._cache.get(question.text, lambda: self._ask(question), newer_than=offer)[0]
+            yield self._cache.get(key, lambda: self._ask(question, limit), newer_than=offer)[0]
 
     def _of_host(self, question: CandidatesQuery, provider: str, *, is_said: bool = False) -> Iterator[Offer]:
         narrowed = None if names_a_host(question) and not is_said else on_host(question, provider)

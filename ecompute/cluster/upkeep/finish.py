@@ -102,6 +102,29 @@ class Finisher:
         log.warning("instance %s could not be finished: it keeps changing", uuid)
         return Act.NOTHING
 
+    def withdraw(self, instance: Versioned[Instance]) -> None:
+        """Release the claim of an instance and delete all its keys, without its host's word.
+
+        Only for one of which the caller knows that no host can ever have begun it: a member of a gang
+        that its writer has not tried to commit.
+
+        Raises:
+            Unavailable: etcd or placement does not answer; call again, or leave it to the lead.
+        """
+        uuid = instance.value.uuid
+        self._release(uuid)
+        found: Versioned[Instance] | None = instance
+        for _ in range(TRIES):
+            if found is None:
+                return
+            host = found.value.provider
+            assignment = self._store.get(keys.assignment(host, uuid), Assignment)
+            try:
+                self._delete(uuid, host, found, assignment)
+                return
+            except CompareFailed:
+                found = self._store.get(found.key, Instance)
+
     def _release(self, uuid: str) -> None:
         self._guard()  # placement cannot compare it: at least it held a moment ago
         self._placement.release(uuid)

@@ -26,6 +26,7 @@ from ecompute.cluster.upkeep.audit import AUDIT, FULL_AUDIT
 from ecompute.cluster.upkeep.duties import Charge, Duty, NotLeading, Turn
 from ecompute.cluster.upkeep.expiry import EXPIRY
 from ecompute.cluster.upkeep.finish import Finisher
+from ecompute.cluster.upkeep.gangs import GANGS
 from ecompute.cluster.upkeep.groups import GROUPS
 from ecompute.cluster.upkeep.lead import Election, Term
 from ecompute.cluster.upkeep.lost import LOST
@@ -45,6 +46,7 @@ DUTIES: tuple[Duty, ...] = (
     AUDIT,
     FULL_AUDIT,
     CLAIMS,
+    GANGS,
     LOST,
     QUOTAS,
     GROUPS,

@@ -1,0 +1,544 @@
+"""Launch many instances, all or none: one packing, one claim, one commit.
+
+``pack → record and intents → one claim → requests → commit``. Nothing is written before a packing is
+found. The claim of all is one write to placement; refused, it left nothing, and the gang is packed
+anew without the host that refused, a bounded number of times. The requests are written in transactions
+of as many members as fit; their hosts do nothing before the commit, which compares once more that every
+host takes new instances. A gang that cannot be committed is taken back, and where a host was closed
+meanwhile it is begun anew. See `ecompute.cluster.gangs` for what a death at any point leaves.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from uuid import uuid4
+
+from ecompute.cluster.errors import (
+    ClaimRefused,
+    CloudError,
+    CompareFailed,
+    Conflict,
+    InvalidInput,
+    NoRoom,
+    StoreUnavailable,
+    Unavailable,
+)
+from ecompute.cluster.expiring import moment
+from ecompute.cluster.gangs import MEMBERS_LIMIT, GangClaim, Gangs
+from ecompute.cluster.keys import NETWORKS
+from ecompute.cluster.placement import CandidatesQuery, candidates_query
+from ecompute.cluster.store import Compare
+from ecompute.cluster.upkeep.finish import Finisher
+from eschedule.cloud.connection import who
+from eschedule.scheduler.batch import Batch, Placed, admin_unchanged
+from eschedule.scheduler.beside import Beside, BesideChanged, Rows
+from eschedule.scheduler.cache import Offer
+from eschedule.scheduler.facts import Target
+from eschedule.scheduler.launch import REQUEST_TRIES, Launched, Launcher, launched_of
+from eschedule.scheduler.order import claim_of
+from eschedule.scheduler.pack import Member, Packing, Way, pack
+from eschedule.scheduler.question import LIMIT, for_launch
+from eschedule.scheduler.rank import Reason
+from eschedule.scheduler.request import LaunchRequest, check
+from eschedule.scheduler.whynot import Stage
+
+GANG_TRIES = 4
+"""How often a gang is begun: anew where a host was closed between its request and the commit."""
+CLAIM_TRIES = 12
+"""How often the claim of all is tried, each time packed anew."""
+PASSES = 4
+"""How often placement is asked all over again after claims were refused."""
+CANDIDATES_A_MEMBER = 4
+CANDIDATES_LIMIT = 1000
+COMMIT_TRIES = 8
+HOSTS_AT_ONCE = 100
+"""Of how many hosts one transaction compares that they take new instances."""
+SILENT_POINTS = -10.0
+"""What it costs a host that its daemon does not answer: it comes after all others."""
+_MAX_PAUSE_S = 0.25
+
+Key = tuple[str, str | None]
+"""What tells one question to placement from another: its text, and the one host."""
+
+
+class _Closed(Exception):
+    """A host that has members takes nothing new any more, or what was claimed beside it has changed."""
+
+
+class _Refused(Exception):
+    """The claim was refused, and may be tried otherwise."""
+
+
+@dataclass
+class _Member:
+    request: LaunchRequest
+    uuid: str
+    expires_at_s: int | None
+    beside: Beside
+
+    @property
+    def name(self) -> str:
+        return self.request.name or self.uuid
+
+
+@dataclass
+class _Gang:
+    uuid: str
+    namespace: str
+    members: list[_Member]
+    questions: dict[Key, CandidatesQuery]
+    claim: GangClaim | None = None
+    was_refused: bool = False
+    tries: int = 0
+    reserved: list[tuple[Offer, int]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Round:
+    """One answer to each question, and the hosts behind them."""
+
+    offers: dict[Key, Offer]
+    known: dict[str, Target]
+    reasons: dict[tuple[int, Key, int], tuple[Reason, ...]] = field(default_factory=dict)
+    """What speaks for a candidate, by what is claimed beside it, the question, and its place in the answer."""
+
+
+class GangLauncher(Launcher):
+    """A launcher of gangs as well. Safe from several threads."""
+
+    def launch_all(self, requests: Sequence[LaunchRequest]) -> list[Launched]:
+        """Launch all of ``requests``, or none; return them in the same order.
+
+        Raises:
+            InvalidInput: one of them cannot be meant, or there are none, or too many. Nothing was claimed.
+            NotFound: a host or group is not there.
+            NoRoom: they do not fit together. Nothing stays claimed.
+            ClaimRefused: a quota is used up. Nothing stays claimed.
+            OnHold: etcd holds no cloud, or has lost it.
+            Conflict: see its text. Nothing stays claimed, or it is left to the lead.
+            Unavailable: what was written is found by the lead after its grace period: all of it goes, or,
+                if it was committed by then, all of it runs.
+        """
+        checked = checked_requests(requests)
+        for _ in range(GANG_TRIES):
+            gang = self._gang(checked)
+            try:
+                return self._launch_gang(gang)
+            except _Closed as closed:
+                self._take_back(gang)
+                self._on_refused(f"gang {gang.uuid}: {closed}; all of it was taken back")
+                self._pause()
+            except Unavailable as error:
+                if gang.claim is not None:
+                    error.hint = f"{error.hint}; then see `eschedule list`: all of them are there, or none"
+                raise
+            except BaseException:
+                self._take_back(gang)
+                raise
+        raise Conflict("its hosts are closed faster than it can be launched", hint="see `eschedule hosts`")
+
+    def _gang(self, requests: Sequence[LaunchRequest]) -> _Gang:
+        now_s = self._now()
+        besides = self._besides(requests)
+        questions: dict[Key, CandidatesQuery] = {}
+        members = []
+        for request in requests:
+            if _key(request) not in questions:
+                questions[_key(request)] = for_launch(candidates_query(request.query))
+            expires_at_s = None if request.expires is None else moment(request.expires, now_s)
+            members.append(_Member(request, str(uuid4()), expires_at_s, besides[_beside_key(request)]))
+        return _Gang(str(uuid4()), requests[0].namespace, members, questions)
+
+    def _besides(self, requests: Sequence[LaunchRequest]) -> dict[tuple[str | None, str], Beside]:
+        found: dict[tuple[str | None, str], Beside] = {}
+        for request in requests:
+            if _beside_key(request) not in found:
+                found[_beside_key(request)] = self._beside(request)
+        return found
+
+    def _launch_gang(self, gang: _Gang) -> list[Launched]:
+        placed = self._claim_all(gang)
+        claim = gang.claim
+        assert claim is not None
+        hosts = self._request_all(gang, claim, placed)
+        self._commit(claim, hosts)
+        return [
+            launched_of(one.instance, one.target.name, is_alive=one.target.is_alive, reasons=one.reasons)
+            for one in placed
+            if one.instance is not None
+        ]
+
+    # --- packing -------------------------------------------------------------------------------
+
+    def _rounds(self, gang: _Gang) -> Iterator[_Round]:
+        counts = Counter(_key(member.request) for member in gang.members)
+        streams = {
+            key: self._offers.of(
+                question, key[1], limit=min(CANDIDATES_LIMIT, max(LIMIT, CANDIDATES_A_MEMBER * counts[key]))
+            )
+            for key, question in gang.questions.items()
+        }
+        offers: dict[Key, Offer] = {}
+        while True:
+            newer = {key: offer for key, stream in streams.items() if (offer := next(stream, None)) is not None}
+            if not newer:
+                return
+            offers = offers | newer
+            known = self._facts.targets({host for offer in offers.values() for host in offer.hosts.values()})
+            yield _Round(offers, known)
+
+    def _pack(self, gang: _Gang, around: _Round, count: int | None = None) -> Packing:
+        """Pack the first ``count`` members; None: all."""
+        seed = self._rng.getrandbits(64)
+        room: dict[tuple[str, str], tuple[int, int]] = {}
+        for offer in around.offers.values():
+            for candidate in offer.answer.items:
+                for provider, amounts in candidate.allocations.items():
+                    for name in amounts:
+                        known = offer.use(provider, name)
+                        if known is not None:
+                            old = room.get((provider, name), known)
+                            room[provider, name] = (min(old[0], known[0]), max(old[1], known[1]))
+        kinds: dict[tuple[int, Key], tuple[tuple[Way, ...], dict[str, str]]] = {}
+        members = []
+        for member in gang.members[:count]:
+            beside, key = member.beside, _key(member.request)
+            if (id(beside), key) not in kinds:
+                kinds[id(beside), key] = self._ways(member, around)
+            ways, places = kinds[id(beside), key]
+            members.append(
+                Member(
+                    name=member.uuid,
+                    ways=ways,
+                    apart=beside.group_uuid if beside.are_members_apart else None,
+                    together=beside.group_uuid if beside.are_members_together else None,
+                    places=places,
+                )
+            )
+        return pack(members, room, seed=seed, is_packed=any(m.request.is_packed for m in gang.members))
+
+    def _ways(self, member: _Member, around: _Round) -> tuple[tuple[Way, ...], dict[str, str]]:
+        """Return how a member can be served, and the places of those hosts as its group sees them."""
+        beside, key = member.beside, _key(member.request)
+        offer = around.offers[key]
+        ways, places = [], {}
+        for one in self._weighed(member.request, beside, offer, around.known):
+            place = beside.place_of(one.provider, around.known[one.provider].zone)
+            if place is None:
+                continue
+            places[one.provider] = place
+            around.reasons[id(beside), key, one.index] = one.reasons
+            ways.append(
+                Way(
+                    host=one.provider,
+                    rows=offer.answer.items[one.index].allocations,
+                    # How full it is changes with each member: the packer counts that.
+                    points=sum(reason.points for reason in one.reasons[1:]) + (0.0 if one.is_alive else SILENT_POINTS),
+                    index=one.index,
+                )
+            )
+        return tuple(ways), places
+
+    # --- claim ---------------------------------------------------------------------------------
+
+    def _claim_all(self, gang: _Gang) -> list[Placed]:
+        around: _Round | None = None
+        for _ in range(PASSES):
+            gang.was_refused = False
+            self._on_step("asking placement for candidates")
+            for around in self._rounds(gang):
+                while gang.tries < CLAIM_TRIES:
+                    packing = self._pack(gang, around)
+                    if packing.unplaced is not None:
+                        break
+                    try:
+                        return self._claim_packed(gang, around, packing)
+                    except _Refused:
+                        gang.was_refused = True
+                        gang.tries += 1
+                        self._pause()
+            if not gang.was_refused or gang.tries >= CLAIM_TRIES:
+                break
+        raise self._do_not_fit(gang, around)
+
+    def _claim_packed(self, gang: _Gang, around: _Round, packing: Packing) -> list[Placed]:
+        placed = [self._placed(member, around, packing.placed[member.uuid]) for member in gang.members]
+        if not self._reserve(gang, placed):
+            raise _Refused
+        is_taken = False
+        try:
+            claim = gang.claim = gang.claim or self._begin_gang(gang)
+            self._refresh(claim)
+            rows: dict[tuple[int, str], Rows] = {}
+            for one in placed:
+                key = (id(one.beside), one.provider)
+                if key not in rows:
+                    rows[key] = one.beside.prepare(one.provider, one.target.zone)
+                one.rows = rows[key]
+            self._on_step(f"claiming room for {len(placed)} on {len({one.provider for one in placed})} hosts")
+            claim.take(
+                {one.uuid: (claim_of(one.candidate, one.rows), one.candidate.mappings) for one in placed},
+                stop=frozenset().union(*(one.rows.stop for one in placed)),
+            )
+            is_taken = True
+            return placed
+        except BesideChanged as changed:
+            besides = self._besides([member.request for member in gang.members])
+            for member in gang.members:
+                member.beside = besides[_beside_key(member.request)]
+            raise _Refused from changed
+        except ClaimRefused as refusal:
+            if refusal.scope != "host":
+                raise self._over_quota(gang, refusal) from refusal
+            refusing = {one.provider for one in placed if refusal.providers & one.claims}
+            for offer in around.offers.values():
+                for host in refusing:
+                    offer.drop(host)
+            self._on_refused(f"{', '.join(sorted(refusing)) or 'placement'} {refusal}")
+            if not refusing:
+                for offer in around.offers.values():
+                    offer.drop(placed[0].provider)
+            raise _Refused from refusal
+        finally:
+            if not is_taken:
+                self._give_back(gang)
+
+    def _placed(self, member: _Member, around: _Round, way: Way) -> Placed:
+        key = _key(member.request)
+        offer = around.offers[key]
+        return Placed(
+            request=member.request,
+            uuid=member.uuid,
+            expires_at_s=member.expires_at_s,
+            beside=member.beside,
+            target=around.known[way.host],
+            candidate=offer.answer.items[way.index],
+            offer=offer,
+            index=way.index,
+            reasons=around.reasons[id(member.beside), key, way.index],
+        )
+
+    def _reserve(self, gang: _Gang, placed: Sequence[Placed]) -> bool:
+        for one in placed:
+            if not one.offer.reserve(one.index):
+                self._give_back(gang)
+                return False
+            gang.reserved.append((one.offer, one.index))
+        return True
+
+    def _give_back(self, gang: _Gang) -> None:
+        while gang.reserved:
+            offer, index = gang.reserved.pop()
+            offer.give_back(index)
+
+    def _begin_gang(self, gang: _Gang) -> GangClaim:
+        self._on_step(f"announcing {len(gang.members)} instances")
+        gangs = Gangs(self._store, self._cloud.placement, writer=who(), rng=self._rng, now=self._now)
+        try:
+            return gangs.begin(
+                gang.uuid,
+                [member.uuid for member in gang.members],
+                namespace=gang.namespace,
+                incarnation=self._facts.incarnation(),
+            )
+        except CompareFailed as error:
+            self._facts.forget("incarnation")
+            raise Conflict("the cloud's data is being put back", hint="try again when it is done") from error
+
+    def _refresh(self, claim: GangClaim) -> None:
+        try:
+            claim.refresh()
+        except CompareFailed as error:
+            raise _too_long() from error
+
+    def _over_quota(self, gang: _Gang, refusal: ClaimRefused) -> CloudError:
+        asked: Counter[str] = Counter(INSTANCES=len(gang.members))
+        for member in gang.members:
+            asked.update(candidates_query(member.request.query).totals)
+        return gang.members[0].beside.exceeded(refusal, asked)
+
+    def _do_not_fit(self, gang: _Gang, around: _Round | None) -> CloudError:
+        count = len(gang.members)
+        if gang.tries >= CLAIM_TRIES:
+            return NoRoom("every claim was lost to somebody else", hint="try again, or see `eschedule hosts`")
+        fit, over = 0, count
+        while around is not None and over - fit > 1:
+            middle = (fit + over) // 2
+            if self._pack(gang, around, middle).unplaced is None:
+                fit = middle
+            else:
+                over = middle
+        if not fit:
+            return self._why_not.no_room(gang.members[0].request.query, Stage.NO_CANDIDATES, None)
+        return NoRoom(
+            f"{count} instances do not fit together: there is room for {fit} of them",
+            hint="launch fewer, or see `eschedule hosts`",
+        )
+
+    # --- requests ------------------------------------------------------------------------------
+
+    def _request_all(self, gang: _Gang, claim: GangClaim, placed: Sequence[Placed]) -> dict[str, Target]:
+        """Write all requests; return the hosts as they were compared."""
+        hosts: dict[str, Target] = {}
+        done, collisions, failures = 0, 0, 0
+        while done < len(placed):
+            self._on_step(f"telling the hosts: {done} of {len(placed)}")
+            batch = self._batch(gang, claim, placed[done:], collisions)
+            members = [one.uuid for one in batch.members]
+            try:
+                claim.request(members, batch.compares, batch.operations)
+            except CompareFailed as error:
+                failures += 1
+                collisions += any(key.startswith(NETWORKS) for key in error.keys)
+                if any(one.beside.is_reason(error) for one in batch.members):
+                    raise _Closed("its quota or its group has changed") from error
+                self._again(gang, claim, placed, failures)
+                continue
+            except StoreUnavailable as error:
+                if not error.may_be_written:
+                    raise
+                self._on_step("asking etcd what became of it")
+                if not claim.settle(members):
+                    continue
+            hosts |= {one.provider: one.target for one in batch.members}
+            done += len(members)
+            collisions = 0
+        return hosts
+
+    def _batch(self, gang: _Gang, claim: GangClaim, todo: Sequence[Placed], collisions: int) -> Batch:
+        batch = Batch(claim.fits)
+        for one in todo:
+            for _ in range(REQUEST_TRIES):
+                network = self._networks.default(
+                    gang.namespace,
+                    self._cloud.settings.default_network,
+                    one.target.node.value.underlay_mtu,
+                    guard=claim.same_incarnation(),
+                )
+                port = self._networks.port(
+                    network,
+                    instance_uuid=one.uuid,
+                    interface_uuid=str(uuid4()),
+                    node=one.target.node,
+                    epoch=1,
+                    collisions=collisions,
+                )
+                if not batch.has_taken(port):
+                    break
+            else:
+                collisions += 1  # the rest of the range is crowded: those that are taken are read next time
+                break
+            order = one.order(port, gang=gang.uuid, now_s=self._now())
+            why = "; ".join(str(reason) for reason in one.reasons)
+            said = f"claimed on {one.target.name} with {len(gang.members) - 1} others: {why}"
+            if not batch.add(one, order, self._cloud.events.begin("instance", one.uuid, [("requested", said)])):
+                break
+        if not batch.members:
+            raise Conflict("its network has hardly an address left", hint="see `eschedule list`, and destroy something")
+        return batch
+
+    def _again(self, gang: _Gang, claim: GangClaim, placed: Sequence[Placed], failures: int) -> None:
+        """After a comparison that failed: read again what was compared.
+
+        Raises:
+            Conflict: it took too long, or failed too often.
+            _Closed: a host takes nothing new any more.
+        """
+        if claim.is_void():
+            claim.is_in_doubt = True
+            raise _too_long()
+        if failures >= REQUEST_TRIES:
+            raise Conflict(f"its requests lost against others {failures} times", hint="try again")
+        self._pause()
+        self._networks.forget(gang.namespace)
+        providers = {one.provider for one in placed}
+        self._facts.forget("incarnation", *providers)
+        targets = self._facts.targets(providers)
+        for one in placed:
+            if one.provider not in targets:
+                raise _Closed(f"{one.target.name} takes nothing new any more")
+            one.target = targets[one.provider]
+
+    # --- commit --------------------------------------------------------------------------------
+
+    def _commit(self, claim: GangClaim, hosts: dict[str, Target]) -> None:
+        for attempt in range(COMMIT_TRIES):
+            self._on_step("letting the hosts begin")
+            try:
+                compares: list[Compare] = [admin_unchanged(target) for _, target in sorted(hosts.items())]
+                while len(compares) > HOSTS_AT_ONCE:
+                    claim.verify(compares[:HOSTS_AT_ONCE])
+                    compares = compares[HOSTS_AT_ONCE:]
+                claim.commit(compares)
+                return
+            except CompareFailed:
+                if claim.is_void():
+                    claim.is_in_doubt = True
+                    raise _too_long() from None
+                if attempt:
+                    self._pause()
+                self._facts.forget("incarnation", *hosts)
+                found = self._facts.targets(hosts)
+                for provider, target in hosts.items():
+                    if provider not in found:
+                        raise _Closed(f"{target.name} takes nothing new any more") from None
+                hosts |= found
+        raise _Closed("its hosts keep changing")
+
+    def _take_back(self, gang: _Gang) -> None:
+        """Undo all that was done for ``gang``; what cannot be undone now is the lead's."""
+        self._give_back(gang)
+        if gang.claim is None:
+            return
+        finisher = Finisher(self._store, self._cloud.placement, self._cloud.events)
+        try:
+            if not gang.claim.cancel(finisher.withdraw):
+                self._on_step(f"left gang {gang.uuid} to the lead")
+        except CloudError as error:
+            self._on_step(f"left gang {gang.uuid} to the lead: {error}")
+
+    def _pause(self) -> None:
+        time.sleep(self._rng.uniform(0, _MAX_PAUSE_S))
+
+
+def checked_requests(requests: Sequence[LaunchRequest]) -> list[LaunchRequest]:
+    """Return ``requests`` with their texts trimmed. Pure.
+
+    Raises:
+        InvalidInput: one of them cannot be meant (it says which), or they cannot be launched together.
+    """
+    if not 0 < len(requests) <= MEMBERS_LIMIT:
+        raise InvalidInput(f"a gang of {len(requests)} cannot be launched", hint=f"1 to {MEMBERS_LIMIT} are possible")
+    checked = []
+    for number, request in enumerate(requests, 1):
+        name = request.name or f"member {number}"
+        if request.uuid is not None or request.idempotency_key is not None:
+            raise InvalidInput(f"{name}: a member of a gang has no uuid or key of its own", hint="leave it out")
+        try:
+            checked.append(check(request))
+        except InvalidInput as error:
+            raise InvalidInput(f"{name}: {error.args[0]}", hint=error.hint) from error
+    names = Counter(request.name for request in checked if request.name is not None)
+    for name, count in names.items():
+        if count > 1:
+            raise InvalidInput(f"{count} members of the gang are called {name}", hint="give each a name of its own")
+    if len({request.namespace for request in checked}) > 1:
+        raise InvalidInput(
+            "the members of a gang are of several namespaces", hint="launch them one namespace at a time"
+        )
+    return checked
+
+
+def _key(request: LaunchRequest) -> Key:
+    return (candidates_query(request.query).text, request.host)
+
+
+def _beside_key(request: LaunchRequest) -> tuple[str | None, str]:
+    return (request.group, request.query)
+
+
+def _too_long() -> Conflict:
+    return Conflict("this launch took too long and was given up for dead", hint="launch it again")

@@ -1,0 +1,232 @@
+"""A gang is launched as a whole, or not at all."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from ecompute.cluster import keys
+from ecompute.cluster.documents import Assignment, Gang, GangState, Instance
+from ecompute.cluster.errors import Conflict, InvalidInput, NoRoom
+from ecompute.cluster.store import Delete, Store
+from eschedule.cloud.connection import Cloud
+from eschedule.scheduler.gang import GangLauncher
+from eschedule.scheduler.launch import Launched
+
+
+@pytest.fixture
+def make_gang(make_request: Callable[..., Any]) -> Callable[..., list[Any]]:
+    """Return a maker of requests: ``make_gang(3)`` is web-1 to web-3."""
+
+    def make(count: int, **values: Any) -> list[Any]:
+        return [make_request(name=f"web-{n}", **values) for n in range(1, count + 1)]
+
+    return make
+
+
+def gangs_of(store: Store) -> list[Gang]:
+    return [item.value for item in store.list(keys.GANGS, Gang).items]
+
+
+def check_whole(store: Store, launched: list[Launched]) -> None:
+    """All of it is there, and committed."""
+    (gang,) = gangs_of(store)
+    assert gang.state is GangState.COMMITTED
+    assert gang.members == tuple(one.uuid for one in launched)
+    for one in launched:
+        instance = store.get(keys.instance(one.uuid), Instance)
+        assignment = store.get(keys.assignment(one.provider, one.uuid), Assignment)
+        assert instance is not None and assignment is not None
+        assert (instance.value.name, instance.value.gang) == (one.name, gang.uuid)
+        assert assignment.value.gang == gang.uuid
+    assert not store.keys(keys.INTENTS)[0]
+
+
+def test_a_gang_is_claimed_requested_and_committed(
+    cloud: Cloud, store: Store, make_host: Callable[..., Any], make_gang: Callable[..., list[Any]]
+) -> None:
+    hosts = [make_host(vcpus=2) for _ in range(3)]
+    launched = GangLauncher(cloud).launch_all(make_gang(6))
+    assert [one.name for one in launched] == [f"web-{n}" for n in range(1, 7)]
+    check_whole(store, launched)
+    assert [len(host.claims()) for host in hosts] == [2, 2, 2]
+    assert len({address for one in launched for address in one.addresses}) == 6
+
+
+def test_a_gang_of_fifty_is_one_claim(
+    cloud: Cloud, store: Store, make_host: Callable[..., Any], make_gang: Callable[..., list[Any]]
+) -> None:
+    hosts = [make_host(vcpus=10) for _ in range(6)]
+    launched = GangLauncher(cloud).launch_all(make_gang(50))
+    check_whole(store, launched)
+    assert sum(len(host.claims()) for host in hosts) == 50
+    assert Counter(one.provider for one in launched).keys() == {host.provider for host in hosts}
+
+
+def test_nothing_is_written_where_the_last_member_does_not_fit(
+    cloud: Cloud,
+    store: Store,
+    make_host: Callable[..., Any],
+    make_gang: Callable[..., list[Any]],
+    all_keys: Callable[[], set[str]],
+) -> None:
+    hosts = [make_host(vcpus=2) for _ in range(2)]
+    with pytest.raises(NoRoom, match="5 instances do not fit together: there is room for 4 of them"):
+        GangLauncher(cloud).launch_all(make_gang(5))
+    assert all_keys() == set()
+    assert [host.claims() for host in hosts] == [{}, {}]
+
+
+def test_nothing_stays_where_placement_refuses_what_would_have_fitted(
+    cloud: Cloud,
+    make_cloud: Callable[[], Cloud],
+    make_host: Callable[..., Any],
+    make_gang: Callable[..., list[Any]],
+    all_keys: Callable[[], set[str]],
+) -> None:
+    host = make_host(vcpus=4)
+    launcher = GangLauncher(cloud)
+    launcher.choices(make_gang(1)[0])  # what it knows of the room is old from now on
+    other = GangLauncher(make_cloud()).launch_all(make_gang(2))
+    before = all_keys()
+    with pytest.raises(NoRoom, match="3 instances do not fit together: there is room for 2"):
+        launcher.launch_all([replace(one, name=f"late-{n}") for n, one in enumerate(make_gang(3))])
+    assert all_keys() == before
+    assert host.claims().keys() == {one.uuid for one in other}
+
+
+def test_sixteen_gangs_race_for_the_room_of_one(
+    make_cloud: Callable[[], Cloud],
+    store: Store,
+    make_host: Callable[..., Any],
+    make_gang: Callable[..., list[Any]],
+) -> None:
+    hosts = [make_host(vcpus=2) for _ in range(3)]
+    clouds = [make_cloud() for _ in range(16)]
+
+    def launch(cloud: Cloud) -> list[Launched] | NoRoom:
+        try:
+            return GangLauncher(cloud).launch_all(make_gang(5))
+        except NoRoom as error:
+            return error
+
+    with ThreadPoolExecutor(16) as pool:
+        outcomes = list(pool.map(launch, clouds))
+    (launched,) = [outcome for outcome in outcomes if isinstance(outcome, list)]
+    check_whole(store, launched)
+    assert sum(len(host.claims()) for host in hosts) == 5
+
+
+def test_members_may_differ_in_shape_host_image_and_tags(
+    cloud: Cloud, store: Store, make_host: Callable[..., Any], make_request: Callable[..., Any]
+) -> None:
+    small, large = make_host(vcpus=2), make_host(vcpus=8)
+    launched = GangLauncher(cloud).launch_all(
+        [
+            make_request(name="db", vcpus=8, tags=("db",)),
+            make_request(name="web", host=small.name, image="http://images.example/other.qcow2"),
+            make_request(name="job", expires="2h", user_data="#cloud-config"),
+        ]
+    )
+    check_whole(store, launched)
+    assert [one.provider for one in launched] == [large.provider, small.provider, small.provider]
+    assert store.keys(keys.tagged("system", "db"))[0]
+    assert store.keys(keys.EXPIRIES)[0]
+    assert store.keys(keys.secrets(small.provider, launched[2].uuid))[0]
+
+
+def test_a_gang_is_begun_anew_elsewhere_when_a_host_drains_before_the_commit(
+    cloud: Cloud, store: Store, make_host: Callable[..., Any], make_gang: Callable[..., list[Any]]
+) -> None:
+    first, second = make_host(vcpus=4), make_host(vcpus=4)
+    drained: list[str] = []
+
+    def drain_at_the_end(step: str) -> None:
+        if step == "letting the hosts begin" and not drained:
+            drained.append(step)
+            first.drain()
+
+    refused: list[str] = []
+    launcher = GangLauncher(cloud, on_step=drain_at_the_end, on_refused=refused.append)
+    launched = launcher.launch_all(make_gang(4))
+    assert {one.provider for one in launched} == {second.provider}
+    check_whole(store, launched)
+    assert first.claims() == {}
+    assert any("takes nothing new any more" in reason for reason in refused)
+
+
+def test_a_gang_whose_only_hosts_drain_is_taken_back_whole(
+    cloud: Cloud, make_host: Callable[..., Any], make_gang: Callable[..., list[Any]], all_keys: Callable[[], set[str]]
+) -> None:
+    host = make_host(vcpus=4)
+
+    def drain(step: str) -> None:
+        if step.startswith("telling the hosts"):
+            host.drain()
+
+    with pytest.raises(NoRoom):
+        GangLauncher(cloud, on_step=drain).launch_all(make_gang(4))
+    assert host.claims() == {}
+    assert {key for key in all_keys() if not key.startswith((keys.NETWORKS, keys.VNIS, keys.NAMES))} == set()
+    assert not any("/instance/" in key or "/ports/" in key or "/addresses/" in key for key in all_keys())
+
+
+def test_a_gang_that_the_lead_has_ended_is_not_committed(
+    cloud: Cloud, store: Store, make_host: Callable[..., Any], make_gang: Callable[..., list[Any]]
+) -> None:
+    make_host(vcpus=4)
+
+    def end(step: str) -> None:
+        if step == "letting the hosts begin":
+            (key,) = store.keys(keys.GANGS)[0]
+            store.commit([], [Delete(key)])
+
+    with pytest.raises(Conflict, match="took too long"):
+        GangLauncher(cloud, on_step=end).launch_all(make_gang(2))
+    assert gangs_of(store) == []
+
+
+def test_addresses_of_a_narrow_network_are_each_given_once(
+    settings: Any, store: Store, make_host: Callable[..., Any], make_gang: Callable[..., list[Any]]
+) -> None:
+    import ipaddress
+
+    make_host(vcpus=16)
+    narrow = replace(settings, default_network=ipaddress.IPv4Network("10.9.0.0/28"))
+    with Cloud(narrow) as cloud:
+        launched = GangLauncher(cloud, rng=random.Random(1)).launch_all(make_gang(12))
+        check_whole(store, launched)
+        assert len({one.addresses for one in launched}) == 12
+        with pytest.raises(Conflict):
+            GangLauncher(cloud).launch_all([replace(one, name=None) for one in make_gang(4)])
+    assert len(store.keys(keys.INSTANCES)[0]) == 12
+
+
+@pytest.mark.parametrize("count", [0, 201, 10**6])
+def test_a_gang_of_nobody_or_of_too_many_is_refused(
+    cloud: Cloud, make_request: Callable[..., Any], all_keys: Callable[[], set[str]], count: int
+) -> None:
+    with pytest.raises(InvalidInput, match=f"a gang of {count} cannot be launched; 1 to 200"):
+        GangLauncher(cloud).launch_all([make_request()] * count)
+    assert all_keys() == set()
+
+
+def test_a_gang_with_one_bad_member_names_it_and_claims_nothing(
+    cloud: Cloud, make_host: Callable[..., Any], make_gang: Callable[..., list[Any]], all_keys: Callable[[], set[str]]
+) -> None:
+    make_host()
+    good = make_gang(3)
+    for bad, says in (
+        (replace(good[2], image=""), "web-3: no image"),
+        (replace(good[2], name="web-1"), "2 members of the gang are called web-1"),
+        (replace(good[2], namespace="other"), "several namespaces"),
+    ):
+        with pytest.raises(InvalidInput, match=says):
+            GangLauncher(cloud).launch_all([*good[:2], bad])
+    assert all_keys() == set()
