@@ -5,7 +5,8 @@
     CloudError
      ├─ InvalidInput            what was asked cannot be meant; exit status 2
      │   ├─ InvalidConfig
-     │   └─ InvalidImage
+     │   ├─ InvalidImage
+     │   └─ InvalidMembers      a file of a gang's members
      ├─ NotFound
      ├─ Ambiguous
      ├─ Conflict                somebody else was first

@@ -8,7 +8,6 @@ import click
 
 from ecompute.cluster.terminal import INTERRUPTED, say
 from eschedule.cli.completion import complete_group, complete_host
-from eschedule.cli.gang import from_file, launch_all, numbered
 from eschedule.cli.lifecycle import WAIT_TIMEOUT_S, report, wait_until_it_runs
 from eschedule.cli.output import format_option, show_one, show_rows
 from eschedule.cli.parameters import timeout_option
@@ -149,6 +148,8 @@ def launch(
         if members_file is not None and (count is not None or name is not None):
             raise InvalidInput("--members does not go with --count or --name", hint="name the members in the file")
         if count is not None or members_file is not None:
+            from eschedule.cli.gang import from_file, launch_all, numbered
+
             requests = numbered(request, count or 0) if members_file is None else from_file(members_file, request)
             return launch_all(cloud, progress, requests, is_waiting=is_waiting, timeout_s=timeout_s, output=output)
 
