@@ -142,6 +142,8 @@ def launch(
             uuid=uuid,
             idempotency_key=idempotency_key,
         )
+        if dry_run and (count is not None or members_file is not None):
+            raise InvalidInput("--dry-run is of one instance", hint="leave --count and --members out")
         if dry_run:
             return _show_choices(Launcher(cloud, on_step=progress.step).choices(request), output, progress)
 

@@ -92,6 +92,9 @@ class _Gang:
     questions: dict[Key, CandidatesQuery]
     claim: GangClaim | None = None
     was_refused: bool = False
+    refusing: set[str] = field(default_factory=set)
+    """Providers that have refused in this pass, and the hosts that are ``closed`` because of one beside them."""
+    closed: set[str] = field(default_factory=set)
     tries: int = 0
     reserved: list[tuple[Offer, int]] = field(default_factory=list)
 
@@ -175,9 +178,15 @@ class GangLauncher(Launcher):
 
     def _rounds(self, gang: _Gang) -> Iterator[_Round]:
         counts = Counter(_key(member.request) for member in gang.members)
+        besides = {_key(member.request): member.beside for member in gang.members}
         streams = {
             key: self._offers.of(
-                question, key[1], limit=min(CANDIDATES_LIMIT, max(LIMIT, CANDIDATES_A_MEMBER * counts[key]))
+                question,
+                key[1],
+                # Of several hosts each would be an answer of its own, and a gang needs them in one.
+                only=only if (only := besides[key].only) is not None and len(only) == 1 else None,
+                excluded=besides[key].excluded | (besides[key].only or frozenset()),
+                limit=min(CANDIDATES_LIMIT, max(LIMIT, CANDIDATES_A_MEMBER * counts[key])),
             )
             for key, question in gang.questions.items()
         }
@@ -207,7 +216,7 @@ class GangLauncher(Launcher):
         for member in gang.members[:count]:
             beside, key = member.beside, _key(member.request)
             if (id(beside), key) not in kinds:
-                kinds[id(beside), key] = self._ways(member, around)
+                kinds[id(beside), key] = self._ways(gang, member, around)
             ways, places = kinds[id(beside), key]
             members.append(
                 Member(
@@ -220,21 +229,22 @@ class GangLauncher(Launcher):
             )
         return pack(members, room, seed=seed, is_packed=any(m.request.is_packed for m in gang.members))
 
-    def _ways(self, member: _Member, around: _Round) -> tuple[tuple[Way, ...], dict[str, str]]:
+    def _ways(self, gang: _Gang, member: _Member, around: _Round) -> tuple[tuple[Way, ...], dict[str, str]]:
         """Return how a member can be served, and the places of those hosts as its group sees them."""
         beside, key = member.beside, _key(member.request)
         offer = around.offers[key]
         ways, places = [], {}
         for one in self._weighed(member.request, beside, offer, around.known):
             place = beside.place_of(one.provider, around.known[one.provider].zone)
-            if place is None:
+            rows = offer.answer.items[one.index].allocations
+            if place is None or one.provider in gang.closed or rows.keys() & gang.refusing:
                 continue
             places[one.provider] = place
             around.reasons[id(beside), key, one.index] = one.reasons
             ways.append(
                 Way(
                     host=one.provider,
-                    rows=offer.answer.items[one.index].allocations,
+                    rows=rows,
                     # How full it is changes with each member: the packer counts that.
                     points=sum(reason.points for reason in one.reasons[1:]) + (0.0 if one.is_alive else SILENT_POINTS),
                     index=one.index,
@@ -248,6 +258,8 @@ class GangLauncher(Launcher):
         around: _Round | None = None
         for _ in range(PASSES):
             gang.was_refused = False
+            gang.refusing.clear()
+            gang.closed.clear()
             self._on_step("asking placement for candidates")
             for around in self._rounds(gang):
                 while gang.tries < CLAIM_TRIES:
@@ -293,18 +305,21 @@ class GangLauncher(Launcher):
         except ClaimRefused as refusal:
             if refusal.scope != "host":
                 raise self._over_quota(gang, refusal) from refusal
-            refusing = {one.provider for one in placed if refusal.providers & one.claims}
-            for offer in around.offers.values():
-                for host in refusing:
-                    offer.drop(host)
-            self._on_refused(f"{', '.join(sorted(refusing)) or 'placement'} {refusal}")
-            if not refusing:
-                for offer in around.offers.values():
-                    offer.drop(placed[0].provider)
+            self._leave_out(gang, around, placed, refusal.providers)
+            self._on_refused(f"{', '.join(sorted(refusal.providers)) or 'placement'} {refusal}")
             raise _Refused from refusal
         finally:
             if not is_taken:
                 self._give_back(gang)
+
+    def _leave_out(self, gang: _Gang, around: _Round, placed: Sequence[Placed], refusing: frozenset[str]) -> None:
+        """Leave ``refusing`` out of the next packings; hosts themselves out of other launches as well."""
+        gang.refusing |= refusing
+        # What is claimed beside a host (a group's class) stands in no candidate.
+        gang.closed |= {one.provider for one in placed if refusing & one.rows.allocations.keys()}
+        for offer in around.offers.values():
+            for host in refusing & {one.provider for one in placed}:
+                offer.drop(host)
 
     def _placed(self, member: _Member, around: _Round, way: Way) -> Placed:
         key = _key(member.request)

@@ -14,6 +14,7 @@ import pytest
 from ecompute.cluster import keys
 from ecompute.cluster.documents import Assignment, Gang, GangState, Instance
 from ecompute.cluster.errors import Conflict, InvalidInput, NoRoom
+from ecompute.cluster.placement import Placement
 from ecompute.cluster.store import Delete, Store
 from eschedule.cloud.connection import Cloud
 from eschedule.scheduler.gang import GangLauncher
@@ -109,6 +110,9 @@ def test_sixteen_gangs_race_for_the_room_of_one(
 ) -> None:
     hosts = [make_host(vcpus=2) for _ in range(3)]
     clouds = [make_cloud() for _ in range(16)]
+    for cloud in clouds:
+        # One thread serves them all: sixteen of them wait for each other for long on a busy machine.
+        cloud.placement = Placement(cloud.settings.placement, timeout_s=90)
 
     def launch(cloud: Cloud) -> list[Launched] | NoRoom:
         try:
