@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 MEMBERS_LIMIT = 200
 """Of one gang: its claim is one request to placement, which takes some 40 ms for each."""
 REFRESH_S = 20.0
-"""A writer that lives has written within so long; a third of the grace period."""
+"""How old the intents of a writer that lives become; a third of the grace period."""
 COMMIT_TRIES = 10
 
 FAILPOINTS = (
@@ -84,7 +84,7 @@ class GangClaim:
         self._incarnation = incarnation
         self._intents: dict[str, Versioned[Intent]] = {}
         self._may_hold = False
-        self._written_s = gangs.clock()
+        self._intended_s = gangs.clock()
         self.is_in_doubt = False
         """Whether a commit went unanswered, or somebody else has ended it: nothing is taken back any more."""
 
@@ -109,10 +109,11 @@ class GangClaim:
             CompareFailed: somebody has ended this gang; see `is_void`.
             StoreUnavailable: it is not known whether they were written.
         """
-        if not is_due and self._gangs.clock() - self._written_s < REFRESH_S:
+        if not is_due and self._gangs.clock() - self._intended_s < REFRESH_S:
             return
         if not self._intents:
             self._write([], [])
+        self._intended_s = self._gangs.clock()
         for some in _batches(list(self._intents.values()), _INTENTS_AT_ONCE):
             self._write([unchanged(one) for one in some], [Put(one.key, one.value) for one in some])
             self.intended(one.value.consumer for one in some)
@@ -328,7 +329,6 @@ class GangClaim:
             [Put(self._record.key, self._record.value), *operations],
         )
         self._record = replace(self._record, mod_revision=revision)
-        self._written_s = self._gangs.clock()
 
     def _ended(self) -> Conflict:
         return Conflict(

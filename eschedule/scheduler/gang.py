@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from uuid import uuid4
 
 from ecompute.cluster.errors import (
@@ -35,14 +34,13 @@ from ecompute.cluster.upkeep.finish import Finisher
 from eschedule.cloud.connection import who
 from eschedule.scheduler.batch import Batch, Placed, admin_unchanged
 from eschedule.scheduler.beside import Beside, BesideChanged, Rows
-from eschedule.scheduler.cache import Offer
 from eschedule.scheduler.facts import Target
 from eschedule.scheduler.launch import REQUEST_TRIES, Launched, Launcher, launched_of
 from eschedule.scheduler.order import claim_of
-from eschedule.scheduler.pack import Member, Packing, Way, pack
-from eschedule.scheduler.question import LIMIT, for_launch
-from eschedule.scheduler.rank import Reason
+from eschedule.scheduler.pack import Packing, Way
+from eschedule.scheduler.question import for_launch
 from eschedule.scheduler.request import LaunchRequest, check
+from eschedule.scheduler.rounds import Gang, GangMember, Key, Round, Rounds, key_of
 from eschedule.scheduler.whynot import Stage
 
 GANG_TRIES = 4
@@ -51,17 +49,10 @@ CLAIM_TRIES = 12
 """How often the claim of all is tried, each time packed anew."""
 PASSES = 4
 """How often placement is asked all over again after claims were refused."""
-CANDIDATES_A_MEMBER = 4
-CANDIDATES_LIMIT = 1000
 COMMIT_TRIES = 8
 HOSTS_AT_ONCE = 100
 """Of how many hosts one transaction compares that they take new instances."""
-SILENT_POINTS = -10.0
-"""What it costs a host that its daemon does not answer: it comes after all others."""
 _MAX_PAUSE_S = 0.25
-
-Key = tuple[str, str | None]
-"""What tells one question to placement from another: its text, and the one host."""
 
 
 class _Closed(Exception):
@@ -70,43 +61,6 @@ class _Closed(Exception):
 
 class _Refused(Exception):
     """The claim was refused, and may be tried otherwise."""
-
-
-@dataclass
-class _Member:
-    request: LaunchRequest
-    uuid: str
-    expires_at_s: int | None
-    beside: Beside
-
-    @property
-    def name(self) -> str:
-        return self.request.name or self.uuid
-
-
-@dataclass
-class _Gang:
-    uuid: str
-    namespace: str
-    members: list[_Member]
-    questions: dict[Key, CandidatesQuery]
-    claim: GangClaim | None = None
-    was_refused: bool = False
-    refusing: set[str] = field(default_factory=set)
-    """Providers that have refused in this pass, and the hosts that are ``closed`` because of one beside them."""
-    closed: set[str] = field(default_factory=set)
-    tries: int = 0
-    reserved: list[tuple[Offer, int]] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class _Round:
-    """One answer to each question, and the hosts behind them."""
-
-    offers: dict[Key, Offer]
-    known: dict[str, Target]
-    reasons: dict[tuple[int, Key, int], tuple[Reason, ...]] = field(default_factory=dict)
-    """What speaks for a candidate, by what is claimed beside it, the question, and its place in the answer."""
 
 
 class GangLauncher(Launcher):
@@ -135,6 +89,7 @@ class GangLauncher(Launcher):
                 self._on_refused(f"gang {gang.uuid}: {closed}; all of it was taken back")
                 self._pause()
             except Unavailable as error:
+                self._give_back(gang)
                 if gang.claim is not None:
                     error.hint = f"{error.hint}; then see `eschedule list`: all of them are there, or none"
                 raise
@@ -143,17 +98,17 @@ class GangLauncher(Launcher):
                 raise
         raise Conflict("its hosts are closed faster than it can be launched", hint="see `eschedule hosts`")
 
-    def _gang(self, requests: Sequence[LaunchRequest]) -> _Gang:
+    def _gang(self, requests: Sequence[LaunchRequest]) -> Gang:
         now_s = self._now()
         besides = self._besides(requests)
         questions: dict[Key, CandidatesQuery] = {}
         members = []
         for request in requests:
-            if _key(request) not in questions:
-                questions[_key(request)] = for_launch(candidates_query(request.query))
+            if key_of(request) not in questions:
+                questions[key_of(request)] = for_launch(candidates_query(request.query))
             expires_at_s = None if request.expires is None else moment(request.expires, now_s)
-            members.append(_Member(request, str(uuid4()), expires_at_s, besides[_beside_key(request)]))
-        return _Gang(str(uuid4()), requests[0].namespace, members, questions)
+            members.append(GangMember(request, str(uuid4()), expires_at_s, besides[_beside_key(request)]))
+        return Gang(str(uuid4()), requests[0].namespace, members, questions)
 
     def _besides(self, requests: Sequence[LaunchRequest]) -> dict[tuple[str | None, str], Beside]:
         found: dict[tuple[str | None, str], Beside] = {}
@@ -162,7 +117,7 @@ class GangLauncher(Launcher):
                 found[_beside_key(request)] = self._beside(request)
         return found
 
-    def _launch_gang(self, gang: _Gang) -> list[Launched]:
+    def _launch_gang(self, gang: Gang) -> list[Launched]:
         placed = self._claim_all(gang)
         claim = gang.claim
         assert claim is not None
@@ -174,96 +129,19 @@ class GangLauncher(Launcher):
             if one.instance is not None
         ]
 
-    # --- packing -------------------------------------------------------------------------------
-
-    def _rounds(self, gang: _Gang) -> Iterator[_Round]:
-        counts = Counter(_key(member.request) for member in gang.members)
-        besides = {_key(member.request): member.beside for member in gang.members}
-        streams = {
-            key: self._offers.of(
-                question,
-                key[1],
-                # Of several hosts each would be an answer of its own, and a gang needs them in one.
-                only=only if (only := besides[key].only) is not None and len(only) == 1 else None,
-                excluded=besides[key].excluded | (besides[key].only or frozenset()),
-                limit=min(CANDIDATES_LIMIT, max(LIMIT, CANDIDATES_A_MEMBER * counts[key])),
-            )
-            for key, question in gang.questions.items()
-        }
-        offers: dict[Key, Offer] = {}
-        while True:
-            newer = {key: offer for key, stream in streams.items() if (offer := next(stream, None)) is not None}
-            if not newer:
-                return
-            offers = offers | newer
-            known = self._facts.targets({host for offer in offers.values() for host in offer.hosts.values()})
-            yield _Round(offers, known)
-
-    def _pack(self, gang: _Gang, around: _Round, count: int | None = None) -> Packing:
-        """Pack the first ``count`` members; None: all."""
-        seed = self._rng.getrandbits(64)
-        room: dict[tuple[str, str], tuple[int, int]] = {}
-        for offer in around.offers.values():
-            for candidate in offer.answer.items:
-                for provider, amounts in candidate.allocations.items():
-                    for name in amounts:
-                        known = offer.use(provider, name)
-                        if known is not None:
-                            old = room.get((provider, name), known)
-                            room[provider, name] = (min(old[0], known[0]), max(old[1], known[1]))
-        kinds: dict[tuple[int, Key], tuple[tuple[Way, ...], dict[str, str]]] = {}
-        members = []
-        for member in gang.members[:count]:
-            beside, key = member.beside, _key(member.request)
-            if (id(beside), key) not in kinds:
-                kinds[id(beside), key] = self._ways(gang, member, around)
-            ways, places = kinds[id(beside), key]
-            members.append(
-                Member(
-                    name=member.uuid,
-                    ways=ways,
-                    apart=beside.group_uuid if beside.are_members_apart else None,
-                    together=beside.group_uuid if beside.are_members_together else None,
-                    places=places,
-                )
-            )
-        return pack(members, room, seed=seed, is_packed=any(m.request.is_packed for m in gang.members))
-
-    def _ways(self, gang: _Gang, member: _Member, around: _Round) -> tuple[tuple[Way, ...], dict[str, str]]:
-        """Return how a member can be served, and the places of those hosts as its group sees them."""
-        beside, key = member.beside, _key(member.request)
-        offer = around.offers[key]
-        ways, places = [], {}
-        for one in self._weighed(member.request, beside, offer, around.known):
-            place = beside.place_of(one.provider, around.known[one.provider].zone)
-            rows = offer.answer.items[one.index].allocations
-            if place is None or one.provider in gang.closed or rows.keys() & gang.refusing:
-                continue
-            places[one.provider] = place
-            around.reasons[id(beside), key, one.index] = one.reasons
-            ways.append(
-                Way(
-                    host=one.provider,
-                    rows=rows,
-                    # How full it is changes with each member: the packer counts that.
-                    points=sum(reason.points for reason in one.reasons[1:]) + (0.0 if one.is_alive else SILENT_POINTS),
-                    index=one.index,
-                )
-            )
-        return tuple(ways), places
-
     # --- claim ---------------------------------------------------------------------------------
 
-    def _claim_all(self, gang: _Gang) -> list[Placed]:
-        around: _Round | None = None
+    def _claim_all(self, gang: Gang) -> list[Placed]:
+        rounds = Rounds(self._offers, self._facts, self._weighed, self._rng)
+        around: Round | None = None
         for _ in range(PASSES):
             gang.was_refused = False
             gang.refusing.clear()
             gang.closed.clear()
             self._on_step("asking placement for candidates")
-            for around in self._rounds(gang):
+            for around in rounds.all(gang):
                 while gang.tries < CLAIM_TRIES:
-                    packing = self._pack(gang, around)
+                    packing = rounds.pack(gang, around)
                     if packing.unplaced is not None:
                         break
                     try:
@@ -274,21 +152,21 @@ class GangLauncher(Launcher):
                         self._pause()
             if not gang.was_refused or gang.tries >= CLAIM_TRIES:
                 break
-        raise self._do_not_fit(gang, around)
+        raise self._do_not_fit(gang, rounds, around)
 
-    def _claim_packed(self, gang: _Gang, around: _Round, packing: Packing) -> list[Placed]:
+    def _claim_packed(self, gang: Gang, around: Round, packing: Packing) -> list[Placed]:
         placed = [self._placed(member, around, packing.placed[member.uuid]) for member in gang.members]
         if not self._reserve(gang, placed):
             raise _Refused
         is_taken = False
         try:
             claim = gang.claim = gang.claim or self._begin_gang(gang)
-            self._refresh(claim)
+            self._refresh(claim, is_due=gang.tries > 0)
             rows: dict[tuple[int, str], Rows] = {}
             for one in placed:
                 key = (id(one.beside), one.provider)
                 if key not in rows:
-                    rows[key] = one.beside.prepare(one.provider, one.target.zone)
+                    rows[key] = self._prepare(gang, one)
                 one.rows = rows[key]
             self._on_step(f"claiming room for {len(placed)} on {len({one.provider for one in placed})} hosts")
             claim.take(
@@ -312,7 +190,14 @@ class GangLauncher(Launcher):
             if not is_taken:
                 self._give_back(gang)
 
-    def _leave_out(self, gang: _Gang, around: _Round, placed: Sequence[Placed], refusing: frozenset[str]) -> None:
+    def _prepare(self, gang: Gang, one: Placed) -> Rows:
+        try:
+            return one.beside.prepare(one.provider, one.target.zone)
+        except ClaimRefused:
+            gang.closed.add(one.provider)
+            raise
+
+    def _leave_out(self, gang: Gang, around: Round, placed: Sequence[Placed], refusing: frozenset[str]) -> None:
         """Leave ``refusing`` out of the next packings; hosts themselves out of other launches as well."""
         gang.refusing |= refusing
         # What is claimed beside a host (a group's class) stands in no candidate.
@@ -321,8 +206,8 @@ class GangLauncher(Launcher):
             for host in refusing & {one.provider for one in placed}:
                 offer.drop(host)
 
-    def _placed(self, member: _Member, around: _Round, way: Way) -> Placed:
-        key = _key(member.request)
+    def _placed(self, member: GangMember, around: Round, way: Way) -> Placed:
+        key = key_of(member.request)
         offer = around.offers[key]
         return Placed(
             request=member.request,
@@ -336,7 +221,7 @@ class GangLauncher(Launcher):
             reasons=around.reasons[id(member.beside), key, way.index],
         )
 
-    def _reserve(self, gang: _Gang, placed: Sequence[Placed]) -> bool:
+    def _reserve(self, gang: Gang, placed: Sequence[Placed]) -> bool:
         for one in placed:
             if not one.offer.reserve(one.index):
                 self._give_back(gang)
@@ -344,12 +229,12 @@ class GangLauncher(Launcher):
             gang.reserved.append((one.offer, one.index))
         return True
 
-    def _give_back(self, gang: _Gang) -> None:
+    def _give_back(self, gang: Gang) -> None:
         while gang.reserved:
             offer, index = gang.reserved.pop()
             offer.give_back(index)
 
-    def _begin_gang(self, gang: _Gang) -> GangClaim:
+    def _begin_gang(self, gang: Gang) -> GangClaim:
         self._on_step(f"announcing {len(gang.members)} instances")
         gangs = Gangs(self._store, self._cloud.placement, writer=who(), rng=self._rng, now=self._now)
         try:
@@ -363,31 +248,33 @@ class GangLauncher(Launcher):
             self._facts.forget("incarnation")
             raise Conflict("the cloud's data is being put back", hint="try again when it is done") from error
 
-    def _refresh(self, claim: GangClaim) -> None:
+    def _refresh(self, claim: GangClaim, *, is_due: bool = False) -> None:
         try:
-            claim.refresh()
+            claim.refresh(is_due=is_due)
         except CompareFailed as error:
             raise _too_long() from error
 
-    def _over_quota(self, gang: _Gang, refusal: ClaimRefused) -> CloudError:
+    def _over_quota(self, gang: Gang, refusal: ClaimRefused) -> CloudError:
         asked: Counter[str] = Counter(INSTANCES=len(gang.members))
         for member in gang.members:
             asked.update(candidates_query(member.request.query).totals)
         return gang.members[0].beside.exceeded(refusal, asked)
 
-    def _do_not_fit(self, gang: _Gang, around: _Round | None) -> CloudError:
+    def _do_not_fit(self, gang: Gang, rounds: Rounds, around: Round | None) -> CloudError:
         count = len(gang.members)
         if gang.tries >= CLAIM_TRIES:
             return NoRoom("every claim was lost to somebody else", hint="try again, or see `eschedule hosts`")
         fit, over = 0, count
         while around is not None and over - fit > 1:
             middle = (fit + over) // 2
-            if self._pack(gang, around, middle).unplaced is None:
+            if rounds.pack(gang, around, middle).unplaced is None:
                 fit = middle
             else:
                 over = middle
         if not fit:
-            return self._why_not.no_room(gang.members[0].request.query, Stage.NO_CANDIDATES, None)
+            first = gang.members[0].request
+            host = None if first.host is None else self._offers.host(first.host)
+            return self._why_not.no_room(first.query, Stage.NO_CANDIDATES, host)
         return NoRoom(
             f"{count} instances do not fit together: there is room for {fit} of them",
             hint="launch fewer, or see `eschedule hosts`",
@@ -395,11 +282,12 @@ class GangLauncher(Launcher):
 
     # --- requests ------------------------------------------------------------------------------
 
-    def _request_all(self, gang: _Gang, claim: GangClaim, placed: Sequence[Placed]) -> dict[str, Target]:
+    def _request_all(self, gang: Gang, claim: GangClaim, placed: Sequence[Placed]) -> dict[str, Target]:
         """Write all requests; return the hosts as they were compared."""
         hosts: dict[str, Target] = {}
         done, collisions, failures = 0, 0, 0
         while done < len(placed):
+            self._refresh(claim)
             self._on_step(f"telling the hosts: {done} of {len(placed)}")
             batch = self._batch(gang, claim, placed[done:], collisions)
             members = [one.uuid for one in batch.members]
@@ -423,7 +311,7 @@ class GangLauncher(Launcher):
             collisions = 0
         return hosts
 
-    def _batch(self, gang: _Gang, claim: GangClaim, todo: Sequence[Placed], collisions: int) -> Batch:
+    def _batch(self, gang: Gang, claim: GangClaim, todo: Sequence[Placed], collisions: int) -> Batch:
         batch = Batch(claim.fits)
         for one in todo:
             for _ in range(REQUEST_TRIES):
@@ -455,7 +343,7 @@ class GangLauncher(Launcher):
             raise Conflict("its network has hardly an address left", hint="see `eschedule list`, and destroy something")
         return batch
 
-    def _again(self, gang: _Gang, claim: GangClaim, placed: Sequence[Placed], failures: int) -> None:
+    def _again(self, gang: Gang, claim: GangClaim, placed: Sequence[Placed], failures: int) -> None:
         """After a comparison that failed: read again what was compared.
 
         Raises:
@@ -503,7 +391,7 @@ class GangLauncher(Launcher):
                 hosts |= found
         raise _Closed("its hosts keep changing")
 
-    def _take_back(self, gang: _Gang) -> None:
+    def _take_back(self, gang: Gang) -> None:
         """Undo all that was done for ``gang``; what cannot be undone now is the lead's."""
         self._give_back(gang)
         if gang.claim is None:
@@ -545,10 +433,6 @@ def checked_requests(requests: Sequence[LaunchRequest]) -> list[LaunchRequest]:
             "the members of a gang are of several namespaces", hint="launch them one namespace at a time"
         )
     return checked
-
-
-def _key(request: LaunchRequest) -> Key:
-    return (candidates_query(request.query).text, request.host)
 
 
 def _beside_key(request: LaunchRequest) -> tuple[str | None, str]:

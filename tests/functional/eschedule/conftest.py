@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
-from ecompute.cluster import keys
+from ecompute.cluster import groups, keys
 from ecompute.cluster.config import Config, EtcdSettings, ImageSettings, PlacementSettings
 from ecompute.cluster.documents import (
     Admin,
@@ -238,6 +238,7 @@ def make_host(store: Store, placement: PlacementProcess, trait: str) -> Iterator
         for host in made:
             for consumer in host.claims():
                 client.release(consumer)
+            client.delete_provider(groups.provider_of_host(host.provider))
             client.delete_provider(host.provider)
 
 
