@@ -180,6 +180,8 @@ def _keys(etcd: Picture, hosts: dict[str, Host]) -> Iterator[str]:
             network = interface.network_uuid
             wanted |= {keys.network(network), keys.port(network, interface.uuid), keys.network_host(network, provider)}
             wanted |= {keys.address(network, address.split("/")[0]) for address in interface.addresses}
+        if instance.gang is not None:
+            wanted.add(keys.gang(instance.gang))
         events = {key for key in etcd.keys if key.startswith(tuple(rings("instance", uuid, provider)))}
         if not events:
             yield f"instance {uuid} has no event"
@@ -192,6 +194,8 @@ def _keys(etcd: Picture, hosts: dict[str, Host]) -> Iterator[str]:
         (wanted if host.is_running else optional).add(keys.alive(provider))
         optional.add(keys.admin(provider))
         optional |= {key for key in etcd.keys if key.startswith(keys.copies(provider))}
+    # A gang's record goes some minutes after its last member.
+    optional |= {key for key in etcd.keys if key.startswith(keys.GANGS)}
     for key in sorted(wanted - etcd.keys):
         yield f"etcd lacks {key}"
     for key in sorted(etcd.keys - wanted - optional):
