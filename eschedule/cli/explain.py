@@ -21,9 +21,10 @@ COUNT_FIELDS = ("reason", "hosts")
 @click.command()
 @click.argument("query")
 @click.option("--no-hosts", "is_for_tenants", is_flag=True, help="Count the hosts by reason, and name none.")
+@click.option("--group", help="As a member of this group: its name or uuid.")
 @format_option
 @click.pass_obj
-def explain(settings: Settings, query: str, is_for_tenants: bool, output: str) -> int:
+def explain(settings: Settings, query: str, is_for_tenants: bool, group: str | None, output: str) -> int:
     """Say of every host whether it could serve QUERY now, and if not, what it lacks.
 
     QUERY is any query of placement's allocation candidates, as for `launch`. The nearest comes
@@ -33,9 +34,15 @@ def explain(settings: Settings, query: str, is_for_tenants: bool, output: str) -
     Example:  eschedule explain 'resources=VCPU:2,MEMORY_MB:1024,DISK_GB:10&required=HW_CPU_X86_AVX2'
     """
     with settings.cloud() as cloud:
+        from ecompute.cluster.placement import candidates_query
         from eschedule.cloud.explain import look
+        from eschedule.scheduler.beside import Beside
 
-        found = look(cloud, query).explain()
+        totals = candidates_query(query).totals
+        beside = Beside.read(cloud, namespace=settings.namespace, group_ref=group, totals=totals)
+        found = look(cloud, query).explain(
+            excluded=beside.excluded, only=beside.only, group_name="" if group is None else f"group {group}"
+        )
     if is_for_tenants:
         rows = [{"reason": count.reason, "hosts": count.hosts} for count in found.for_tenant()]
         show_rows(rows, output, fields=COUNT_FIELDS, columns=COUNT_FIELDS, name="reason")

@@ -9,15 +9,16 @@ from typing import Any
 
 import pytest
 
-from ecompute.cluster import keys
+from ecompute.cluster import groups, keys
 from ecompute.cluster.closing import closed, closed_traits
 from ecompute.cluster.config import Config, PlacementSettings
-from ecompute.cluster.documents import Admin, AdminState
+from ecompute.cluster.documents import Admin, AdminState, Policy, Scope
 from ecompute.cluster.errors import InvalidInput, NoRoom
 from ecompute.cluster.placement import Inventory, Placement
 from ecompute.cluster.store import Put, Store
 from eschedule.cloud.connection import Cloud
 from eschedule.cloud.explain import look, why_not
+from eschedule.cloud.groups import Groups
 from eschedule.scheduler.launch import Launcher
 from eschedule.scheduler.request import LaunchRequest
 
@@ -135,3 +136,18 @@ def test_capacity_says_how_many_more_fit(cloud: Cloud, make_host: Callable[..., 
     assert "FITS" in tool("capacity").stdout
     bad = tool("capacity", "--like", "resources=VCPU:0")
     assert bad.returncode == 2 and bad.stderr.startswith("error: VCPU is zero")
+
+
+def test_a_group_keeps_a_host_out_and_says_so(cloud: Cloud, make_host: Callable[..., Any], tool: Any) -> None:
+    taken, free = make_host(), make_host()
+    Groups(cloud).create("system", "apart", Policy.ANTI_AFFINITY, Scope.HOST)
+    launched = Launcher(cloud).launch(
+        LaunchRequest(query=f"{SMALL}&in_tree={taken.provider}", image="http://image/", group="apart")
+    )
+    done = tool("explain", SMALL, "--group", "apart", "-o", "json")
+    rows = {row["uuid"]: row for row in json.loads(done.stdout)}
+    assert rows[taken.provider]["lacks"] == ["group apart does not allow it there"]
+    assert rows[free.provider]["able"]
+    assert tool("explain", SMALL, "--group", "nobody").returncode == 1
+    cloud.placement.release(launched.uuid)
+    cloud.placement.delete_provider(groups.provider_of_host(taken.provider))
