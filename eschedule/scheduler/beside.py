@@ -28,6 +28,7 @@ from ecompute.cluster.errors import (
     CompareFailed,
     Conflict,
     InvalidInput,
+    NoRoom,
     NotFound,
     QuotaExceeded,
 )
@@ -252,6 +253,24 @@ class Beside:
 
     # --- what went wrong -----------------------------------------------------------------------
 
+    def no_room(self, error: NoRoom) -> NoRoom:
+        """Return ``error``, which found no host, with what a hard group has to do with it."""
+        if self._group is None or self._places is None or self._group.value.policy.is_soft:
+            return error
+        group, are_zones = self._group.value, self._group.value.scope is Scope.ZONE
+        if self._places.chosen is not None:
+            keeps = f"keeps its members together, and they are at {self._places.chosen}"
+        elif self._places.taken:
+            many = len(self._places.taken)
+            keeps = (
+                f"keeps its members apart, and has one in {many} {'zone' if are_zones else 'host'}{'s' * (many > 1)}"
+            )
+        elif self.only is not None and not self.only:
+            keeps = "is of zones, and no host is in a zone"
+        else:
+            return error
+        return NoRoom(f"{error.args[0]}; group {group.name} {keeps}", hint=f"see `eschedule group show {group.name}`")
+
     def is_reason(self, error: CompareFailed) -> bool:
         """Whether a request was not written because quota or group have changed: the rows are old then."""
         mine = {keys.quota(self._namespace)} | ({keys.group(self.group_uuid)} if self.group_uuid else set())
@@ -268,6 +287,11 @@ class Beside:
             return refusal
         quota = self._quota.value
         used = used_of(self._cloud, quota)
+        if not used:
+            return Conflict(
+                f"placement does not know the quota of namespace {quota.namespace} any more: the lead makes it again",
+                hint="try again in some minutes, or let `eschedule quota set` make it now",
+            )
         if asked is None:
             asked = {name: self._rows[ours] for name, ours in quotas.CLASSES.items() if ours in self._rows}
         over = [

@@ -32,6 +32,7 @@ from ecompute.cluster.errors import (
     CloudError,
     CompareFailed,
     Conflict,
+    NoRoom,
     StoreUnavailable,
     Unavailable,
 )
@@ -232,6 +233,17 @@ class Launcher:
     # --- claim ---------------------------------------------------------------------------------
 
     def _launch(self, launch: _Launch) -> Launched:
+        for _ in range(BESIDE_TRIES):
+            beside = launch.beside
+            launched = self._try_offers(launch)
+            if launched is not None:
+                return launched
+            if launch.beside is beside:
+                break
+            # Its group was given another place meanwhile, which these offers need not have held.
+        raise self._no_room(launch)
+
+    def _try_offers(self, launch: _Launch) -> Launched | None:
         for offer in self._offer(launch):
             known = self._facts.targets(set(offer.hosts.values()))
             closed: set[str] = set()
@@ -241,7 +253,7 @@ class Launcher:
                 launched = self._try(launch, offer, choice, known[choice.provider], closed)
                 if launched is not None:
                     return launched
-        raise self._no_room(launch)
+        return None
 
     def _no_room(self, launch: _Launch) -> CloudError:
         host = None if launch.request.host is None else self._offers.host(launch.request.host)
@@ -250,7 +262,8 @@ class Launcher:
         def nearest() -> str:
             return why_not(self._cloud, query, excluded=beside.excluded, only=beside.only)
 
-        return self._why_not.no_room(query, launch.found, host, nearest)
+        error = self._why_not.no_room(query, launch.found, host, nearest)
+        return beside.no_room(error) if isinstance(error, NoRoom) else error
 
     def _try(self, launch: _Launch, offer: Offer, choice: Ranked, target: Target, closed: set[str]) -> Launched | None:
         """Try one candidate; ``None``: not this one."""
