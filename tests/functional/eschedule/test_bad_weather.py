@@ -20,6 +20,7 @@ from ecompute.cluster.store import Store
 from ecompute.cluster.upkeep.audit import Audit
 from ecompute.cluster.upkeep.decide import GRACE_S
 from eschedule.cloud.connection import Cloud
+from eschedule.scheduler.gang import GangLauncher
 from eschedule.scheduler.launch import Launcher
 
 FAULTS = ("RESET_UNSENT", "RESET_UNANSWERED", "UNAVAILABLE", "UNAVAILABLE_DONE")
@@ -106,9 +107,8 @@ def test_gangs_in_bad_weather_are_there_whole_or_not_at_all(
     make_host: Callable[..., Any],
     make_request: Callable[..., Any],
 ) -> None:
-    gangs = pytest.importorskip("eschedule.scheduler.gang")
     hosts = [make_host(vcpus=GANGS * GANG) for _ in range(3)]
-    launcher = gangs.GangLauncher(faulty_cloud)
+    launcher = GangLauncher(faulty_cloud)
     said: list[set[str]] = []
     for number in range(GANGS):
         try:
