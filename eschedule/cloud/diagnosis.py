@@ -9,7 +9,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from ecompute.cluster import keys
-from ecompute.cluster.documents import Alive, Assignment, Instance, Intent, Node, Seen, State
+from ecompute.cluster.documents import Alive, Assignment, Gang, GangState, Instance, Intent, Node, Seen, State
 from ecompute.cluster.errors import InvalidInput, NotFound
 from ecompute.cluster.placement import ConsumerAllocations, host_of
 from ecompute.cluster.upkeep.decide import GRACE_S
@@ -31,6 +31,7 @@ class Diagnosis:
     seen: Seen | None
     host: Node | None
     is_host_alive: bool
+    gang: Gang | None = None
     waits_for: str = NOTHING
 
     @property
@@ -79,6 +80,9 @@ def diagnose(cloud: Cloud, ref: str, namespace: str) -> Diagnosis:
             host=None if node is None else node.value,
             is_host_alive=store.get(keys.alive(provider), Alive) is not None,
         )
+    if instance is not None and instance.gang is not None:
+        gang = store.get(keys.gang(instance.gang), Gang)
+        diagnosis = dataclasses.replace(diagnosis, gang=None if gang is None else gang.value)
     if instance is None and intent is None and not claim and diagnosis.seen is None:
         raise NotFound(f"nothing is known of {uuid}", hint="see `eschedule list`")
     return dataclasses.replace(diagnosis, waits_for=waits_for(diagnosis))
@@ -94,6 +98,10 @@ def waits_for(diagnosis: Diagnosis) -> str:
         if diagnosis.claim:
             return f"the lead's audit, to ask {host} whether nothing is there and to release the claim"
         return f"an operator: {host} has a guest that nobody asked for (was etcd emptied or put back?)"
+    if diagnosis.gang is not None and diagnosis.gang.state is GangState.WRITING and instance.state is State.INITIAL:
+        return (
+            f"the scheduler of its gang, to ask for all {len(diagnosis.gang.members)}; if that died, the lead ends it"
+        )
     if diagnosis.host is not None and diagnosis.host.hold is not None:
         return f"an operator: {host} is on hold, because {diagnosis.host.hold}"
     has_reached = seen is not None and seen.epoch == instance.epoch and seen.generation >= instance.generation

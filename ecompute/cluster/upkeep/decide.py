@@ -150,6 +150,8 @@ class Look:
     """Hosts in etcd that placement does not know."""
     unwanted: frozenset[tuple[str, str]] = frozenset()
     """(provider, uuid) of assignments without an instance."""
+    overfull: frozenset[tuple[str, str]] = frozenset()
+    """(provider, class) of open hosts of which more is claimed than there is."""
 
 
 @dataclass(frozen=True)
@@ -181,6 +183,8 @@ class Leaks:
     unwanted: tuple[tuple[str, str], ...] = ()
     """(provider, uuid): what a host is told to run of an instance that is not there, to be reported. A
     missing key destroys no guest."""
+    overfull: tuple[tuple[str, str], ...] = ()
+    """(provider, class): more is claimed than there is, to be reported."""
 
 
 def leaks(before: Look | None, now: Look, grace_s: float = GRACE_S) -> Leaks:
@@ -218,6 +222,7 @@ def leaks(before: Look | None, now: Look, grace_s: float = GRACE_S) -> Leaks:
         hostless=tuple(sorted(now.hostless & before.hostless)),
         unregistered=tuple(sorted(now.unregistered & before.unregistered)),
         unwanted=tuple(sorted(now.unwanted & before.unwanted)),
+        overfull=tuple(sorted(now.overfull & before.overfull)),
     )
 
 

@@ -18,6 +18,7 @@ class What(StrEnum):
     HOST = "host-without-provider"
     ASSIGNMENT = "assignment-without-instance"
     KEY = "key-without-instance"
+    OVERFULL = "host-over-capacity"
     FOREIGN = "foreign-allocation"
 
 
@@ -69,6 +70,16 @@ def findings(leaks: Leaks) -> tuple[Finding, ...]:
     found += [
         Finding(What.ASSIGNMENT, uuid, (provider,), f"none: an operator's matter; see `eschedule doctor {uuid}`")
         for provider, uuid in leaks.unwanted
+    ]
+    found += [
+        Finding(
+            What.OVERFULL,
+            f"{provider} {name}",
+            (provider,),
+            "none: an operator's matter; was its inventory lowered? if not, does placement.conf set "
+            "allocation_conflict_retry_count = 1?",
+        )
+        for provider, name in leaks.overfull
     ]
     found += [Finding(What.FOREIGN, consumer, (), "none: it is not ours") for consumer in leaks.foreign]
     return tuple(sorted(found, key=lambda f: (f.what, f.subject, f.where)))

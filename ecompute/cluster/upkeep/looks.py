@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ecompute.cluster import keys
+from ecompute.cluster.closing import DISABLED
 from ecompute.cluster.documents import (
     AddressLock,
     Alive,
@@ -118,6 +119,13 @@ def take_full(
             (provider, uuid)
             for _, provider, uuid in (p for p in map(keys.parts, store.keys(keys.HOSTS)[0]) if len(p) == 3)
             if uuid not in instances
+        ),
+        overfull=frozenset(
+            (provider, name)
+            for provider, summary in trees.items()
+            if summary.is_host and DISABLED not in summary.traits  # a closed host has all of it reserved
+            for name, use in summary.resources.items()
+            if use.used > use.capacity
         ),
     )
 

@@ -199,6 +199,15 @@ def test_hosts_and_providers_that_miss_each_other_are_told(
         there.register(vcpus=1, memory_mb=1, disk_gb=1)
 
 
+def test_a_host_of_which_more_is_claimed_than_there_is_is_told(
+    audit: Audit, clock: Any, cloud: Cloud, make_host: Callable[..., Any], make_request: Callable[..., Any]
+) -> None:
+    host = make_host(vcpus=4)
+    launched(cloud, make_request, vcpus=2)
+    host.register(vcpus=1, memory_mb=65536, disk_gb=1000)
+    assert kinds(twice(audit, clock)) == {(What.OVERFULL, f"{host.provider} VCPU")}
+
+
 def test_a_host_that_is_only_away_keeps_its_provider(audit: Audit, make_host: Callable[..., Any], cloud: Cloud) -> None:
     host = make_host()
     assert not audit.remove_hostless(host.provider)

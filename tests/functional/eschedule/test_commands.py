@@ -17,10 +17,11 @@ from typing import Any
 
 import pytest
 import yaml
+from msgspec import structs
 
 from ecompute.cluster import keys
-from ecompute.cluster.documents import Event, Seen, State, timestamp
-from ecompute.cluster.store import Put, Store
+from ecompute.cluster.documents import Event, Gang, Instance, Seen, State, timestamp
+from ecompute.cluster.store import Put, Store, unchanged
 from eschedule.cli import event, host, instance
 
 HOSTILE = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202enever\r"
@@ -123,6 +124,17 @@ def test_nothing_that_a_host_wrote_commands_the_terminal(
     for args in (("wait", "web-1"), (guest["uuid"],)):
         done = tool(*args)
         assert is_safe(done.stdout + done.stderr), args
+
+
+def test_doctor_says_of_a_member_that_its_gang_is_not_committed(tool: Any, guest: dict[str, Any], store: Store) -> None:
+    instance = store.get(keys.instance(guest["uuid"]), Instance)
+    assert instance is not None
+    gang = Gang(uuid=str(uuid.uuid4()), namespace="system", members=(guest["uuid"],), writer="me", made_at="")
+    store.commit(
+        [unchanged(instance)],
+        [Put(keys.gang(gang.uuid), gang), Put(instance.key, structs.replace(instance.value, gang=gang.uuid))],
+    )
+    assert "the scheduler of its gang, to ask for all 1" in tool("doctor", "web-1").stdout
 
 
 # --- the old grammar -----------------------------------------------------------------------------

@@ -191,9 +191,9 @@ def test_a_look_that_is_believed_sooner_is_believed_sooner() -> None:
     assert keep(before, near, grace_s=1.0) is near
 
 
-@pytest.mark.parametrize("what", ["hostless", "unregistered", "unwanted"])
+@pytest.mark.parametrize("what", ["hostless", "unregistered", "unwanted", "overfull"])
 def test_what_is_only_told_is_told_when_two_looks_agree(what: str) -> None:
-    thing = ("p", "u") if what == "unwanted" else "p"
+    thing = ("p", "u") if what in ("unwanted", "overfull") else "p"
     seen_, unseen = look(0, **{what: frozenset({thing})}), look(0)
     now = look(LATER, **{what: frozenset({thing})})
     assert getattr(leaks(seen_, now), what) == (thing,)

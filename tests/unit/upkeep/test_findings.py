@@ -17,6 +17,7 @@ EVERYTHING = Leaks(
     hostless=("p3",),
     unregistered=("p4",),
     unwanted=(("p5", "u3"),),
+    overfull=(("p6", "VCPU"),),
 )
 
 
@@ -25,7 +26,7 @@ def test_everything_that_two_looks_agree_on_is_a_finding() -> None:
     found = findings(EVERYTHING)
     assert {finding.what for finding in found} == set(What)
     assert {finding.subject for finding in found} == {
-        "c1", "c2", "c3", "c4", "/tags/system/web/u1", "u2", "p3", "p4", "u3",
+        "c1", "c2", "c3", "c4", "/tags/system/web/u1", "u2", "p3", "p4", "u3", "p6 VCPU",
     }  # fmt: skip
     assert next(finding for finding in found if finding.subject == "c2").where == ("p1", "p2")
     assert findings(Leaks()) == ()
