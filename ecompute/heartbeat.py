@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from ecompute.cluster import keys
 from ecompute.cluster.documents import Alive, timestamp
-from ecompute.cluster.errors import CloudError, CompareFailed, Conflict, Unavailable
+from ecompute.cluster.errors import CloudError, CompareFailed, Conflict
 from ecompute.cluster.periodic import Periodic
 from ecompute.cluster.retries import Retries
 from ecompute.cluster.store import Lease, Put, Store, absent
@@ -73,7 +73,7 @@ class Heartbeat:
                 f"{self._key} is there already",
                 hint="it is this host's former life, and ends within 30 s, or another daemon with this uuid",
             ) from error
-        except Unavailable:
+        except BaseException:
             lease.revoke()
             raise
         with self._lock:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from ecompute.cluster.errors import InvalidInput, NotPermitted, Refused, StoreUn
 from ecompute.cluster.roles import Access, Grant
 from ecompute.cluster.store import Put, Store, absent
 from ecompute.dev.etcd import EtcdProcess, TlsFiles, start_etcd
+from ecompute.heartbeat import Heartbeat
 
 
 def openssl(*arguments: str | Path) -> None:
@@ -115,6 +117,14 @@ def test_what_is_not_its_own_is_refused_and_its_watch_does_not_end_the_others(
         mine = watcher.follow("/mine/", Name, lambda change: None)
         assert mine.wait_ready(5)
         assert not other.is_current
+
+
+def test_a_heartbeat_that_may_not_be_written_leaves_no_lease(settings: EtcdSettings) -> None:
+    with Store(settings) as store:
+        heartbeat = Heartbeat(store, "00000000-0000-0000-0000-00000000000a", "host-a", rng=random.Random(1))
+        with pytest.raises(NotPermitted, match="/alive/"):
+            heartbeat._take()
+        assert store._leases._leases == []
 
 
 def test_a_token_is_fetched_again_when_it_has_expired(settings: EtcdSettings, eventually) -> None:
