@@ -118,7 +118,7 @@ class FleetMachine:
     def guests(self) -> Mapping[str, bool]:
         """Return the domains on it, and which of them are on."""
         hypervisor = self._hypervisor
-        return {} if hypervisor is None else {uuid: d.power == "on" for uuid, d in hypervisor.share().list().items()}
+        return {} if hypervisor is None else {uuid: d.power == "on" for uuid, d in hypervisor.list().items()}
 
     def _connect(self, provider: str, *, is_stopping: Callable[[], bool]) -> Hypervisor:
         with self._lock:
