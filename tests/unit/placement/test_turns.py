@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 from ecompute.cluster.placement.turns import Turns
+
+LONG_S = 60.0
 
 
 def test_of_those_who_write_one_provider_one_is_at_work() -> None:
@@ -16,7 +18,7 @@ def test_of_those_who_write_one_provider_one_is_at_work() -> None:
 
     def write(number: int) -> None:
         nonlocal most
-        with turns.taken({"quota", f"host-{number}"}, patience_s=30):
+        with turns.taken({"quota", f"host-{number}"}, patience_s=LONG_S):
             at_work.append(number)
             most = max(most, len(at_work))
             threading.Event().wait(0.002)
@@ -29,20 +31,28 @@ def test_of_those_who_write_one_provider_one_is_at_work() -> None:
 
 def test_those_who_share_nothing_do_not_wait() -> None:
     turns = Turns()
-    with turns.taken({"a", "b"}), turns.taken({"c"}, patience_s=0):
-        pass
+    began = time.monotonic()
+    with turns.taken({"a", "b"}), turns.taken({"c"}, patience_s=LONG_S):
+        assert time.monotonic() - began < LONG_S
 
 
-def test_one_who_waits_too_long_goes_on_and_takes_no_other_s_turn(eventually: Callable[..., None]) -> None:
+def test_one_who_waits_too_long_goes_on_and_takes_no_other_s_turn() -> None:
     turns = Turns()
+    has_turn = threading.Event()
+
+    def wait() -> None:
+        with turns.taken({"a"}, patience_s=LONG_S):
+            has_turn.set()
+
+    waiter = threading.Thread(target=wait)
     with turns.taken({"a"}):
         with turns.taken({"a", "b"}, patience_s=0):
-            pass
-        waited = threading.Thread(target=lambda: turns.taken({"a"}, patience_s=30).__enter__())
-        waited.start()
-        waited.join(0.05)
-        assert waited.is_alive(), "the turn at a is still the first one's"
-    eventually(lambda: not waited.is_alive())
+            assert turns._busy == {"a", "b"}
+        assert turns._busy == {"a"}, "the turn at a is still the first one's"
+        waiter.start()
+        assert not has_turn.wait(0.05)
+    assert has_turn.wait(LONG_S / 2), "it goes on when the turn is over, not when its patience is"
+    waiter.join()
 
 
 def test_a_turn_ends_with_its_block_whatever_happens_in_it() -> None:
@@ -52,5 +62,5 @@ def test_a_turn_ends_with_its_block_whatever_happens_in_it() -> None:
             raise RuntimeError
     except RuntimeError:
         pass
-    with turns.taken({"a"}, patience_s=30):
+    with turns.taken({"a"}, patience_s=LONG_S):
         pass

@@ -29,17 +29,19 @@ def living(timers: Timers) -> int:
 
 def test_what_is_due_first_is_done_first() -> None:
     timers = Timers(workers=1)
-    done: SimpleQueue[str] = SimpleQueue()
-    timers.later(0.1, "b", lambda: done.put("b"))
-    timers.later(0.02, "a", lambda: done.put("a"))
-    assert [done.get(timeout=DEADLINE_S), done.get(timeout=DEADLINE_S)] == ["a", "b"]
+    done: SimpleQueue[int] = SimpleQueue()
+    with timers._lock:  # nothing is done before all are known
+        made = [timers.later(delay_s, "", lambda n=n: done.put(n)) for n, delay_s in enumerate((0.03, 0.01, 0.02))]
+    order = sorted(range(3), key=lambda n: made[n].at)
+    assert [done.get(timeout=DEADLINE_S) for _ in order] == order
 
 
 def test_what_is_cancelled_is_not_done() -> None:
-    timers = Timers()
+    timers = Timers(workers=1)
     done: SimpleQueue[str] = SimpleQueue()
-    timers.later(0.02, "a", lambda: done.put("a")).cancel()
-    timers.later(0.05, "b", lambda: done.put("b"))
+    with timers._lock:  # it is not due before it is cancelled
+        timers.later(0.01, "a", lambda: done.put("a")).cancel()
+    timers.later(0.01, "b", lambda: done.put("b"))
     assert done.get(timeout=DEADLINE_S) == "b"
     assert done.empty()
 
@@ -148,8 +150,8 @@ class TestRetries:
         retries.later("a", 3600)
         retries.later("b", 0.03)
         retries.later("a", 0.01)
-        assert woken.get(timeout=DEADLINE_S) == "a"
-        assert woken.get(timeout=DEADLINE_S) == "b"
+        assert {woken.get(timeout=DEADLINE_S), woken.get(timeout=DEADLINE_S)} == {"a", "b"}
+        assert not retries._due, "neither will be woken again"
         assert woken.empty()
         retries.close()
 
@@ -170,10 +172,11 @@ class TestRetries:
 
     def test_nothing_is_woken_after_closing(self) -> None:
         woken: list[str] = []
-        timers = Timers()
+        timers = Timers(workers=1)
         retries = Retries("retries", woken.append, timers=timers)
-        retries.later("a", 0.02)
-        retries.close()
+        with timers._lock:  # it is not due before all is closed
+            retries.later("a", 0.01)
+            retries.close()
         retries.later("b", 0.0)
         after = threading.Event()
         timers.later(0.05, "after", after.set)
