@@ -42,7 +42,7 @@ def say(
             and what is to be.
 
     Raises:
-        Conflict: others say something each time.
+        Conflict: others say something each time, or change what is compared beside it.
     """
     key = keys.admin(provider)
     for _ in range(TRIES):
@@ -52,15 +52,11 @@ def say(
         compares, operations = beside(before, after)
         if after == before and not operations:
             return before, before
-        try:
+        with suppress(CompareFailed):
             store.commit(
                 [*compares, absent(key) if found is None else unchanged(found)], [*operations, Put(key, after)]
             )
-        except CompareFailed as error:
-            if key not in error.keys and not operations:
-                raise
-            continue
-        return before, after
+            return before, after
     raise Conflict(f"what is said of host {provider} was changed by others {TRIES} times", hint="try again")
 
 

@@ -200,8 +200,6 @@ class Hosts:
         if both := traits & no_traits:
             raise InvalidInput(f"{', '.join(sorted(both))} is given and taken away", hint="say one of the two")
         zones = Zones(self._cloud)
-        if zone is not None:
-            zones.check_move(node, zone or None)
 
         def change(admin: Admin) -> Admin:
             return structs.replace(
@@ -211,7 +209,9 @@ class Hosts:
                 traits=_traits(admin, traits, no_traits),
             )
 
-        _, after = say(self._cloud.store, node.provider, change, beside=zones.ensure)
+        _, after = say(
+            self._cloud.store, node.provider, change, beside=lambda before, after: zones.move(node, before, after)
+        )
         self._apply(node, zones, zone, traits, no_traits)
         return after
 

@@ -4,6 +4,9 @@ A zone is made by the first host that is put there and stays until it is removed
 while no host is in it. That nobody is put there meanwhile is kept by the zone's own key: who puts a
 host there rewrites it, as it is, and who removes it compares what was read before the hosts were.
 
+A host with a member of a group whose places are zones stays in its zone. A launch of such a member
+compares the host's ``/admin``, and who moves the host its assignments: of the two, one comes too late.
+
 Safe from several threads.
 """
 
@@ -18,7 +21,7 @@ from uuid import uuid4
 from ecompute.cluster import keys
 from ecompute.cluster.documents import Admin, Assignment, Group, Instance, Node, Scope, Zone, timestamp
 from ecompute.cluster.errors import Conflict, InvalidInput, NotFound, Refused
-from ecompute.cluster.store import Compare, Delete, Op, Put, absent, unchanged
+from ecompute.cluster.store import Compare, Delete, Op, Put, absent, unchanged, unwritten_under
 from eschedule.cloud.connection import Cloud
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
@@ -53,13 +56,22 @@ class Zones:
         admins = self._cloud.store.list(keys.ADMIN, Admin).items
         return Counter(item.value.zone for item in admins if item.value.zone is not None)
 
-    def ensure(self, before: Admin, after: Admin) -> tuple[Sequence[Compare], Sequence[Op]]:
-        """Return what a transaction compares and does so that there is the zone that a host is put in.
+    def move(self, node: Node, before: Admin, after: Admin) -> tuple[Sequence[Compare], Sequence[Op]]:
+        """Return what a transaction compares and does that puts a host from one zone into another.
 
         Args:
             before: what was said of the host.
             after: what is said of it.
+
+        Raises:
+            Refused: an instance there belongs to a group whose places are zones, and the zone is another.
         """
+        is_free = () if before.zone == after.zone else (self._free(node),)
+        compares, operations = self._ensure(before, after)
+        return [*is_free, *compares], operations
+
+    def _ensure(self, before: Admin, after: Admin) -> tuple[Sequence[Compare], Sequence[Op]]:
+        """Return what sees to it that there is the zone that a host is put in."""
         if after.zone is None:
             return (), ()
         key = keys.zone(after.zone)
@@ -73,17 +85,11 @@ class Zones:
             return (), ()  # it is not removed while the host is in it
         return [unchanged(found)], [Put(key, found.value)]
 
-    def check_move(self, node: Node, zone: str | None) -> None:
-        """See that nothing on a host was told apart, or kept together, by its zone.
-
-        Raises:
-            Refused: an instance there belongs to a group whose places are zones, and the host is in another.
-        """
+    def _free(self, node: Node) -> Compare:
+        """Return what says that nothing on a host is told apart, or kept together, by its zone."""
         store = self._cloud.store
-        admin = store.get(keys.admin(node.provider), Admin)
-        if (None if admin is None else admin.value.zone) == zone:
-            return
-        uuids = [item.value.uuid for item in store.list(keys.assignments(node.provider), Assignment).items]
+        assigned = store.list(keys.assignments(node.provider), Assignment)
+        uuids = [item.value.uuid for item in assigned.items]
         instances = [item.value for item in store.get_many([keys.instance(uuid) for uuid in uuids], Instance).items]
         wanted = sorted({instance.group for instance in instances if instance.group is not None})
         groups = {item.value.uuid: item.value for item in store.get_many([keys.group(g) for g in wanted], Group).items}
@@ -95,6 +101,7 @@ class Zones:
                     "whose places are zones",
                     hint=f"destroy it first: `eschedule destroy {instance.uuid}`",
                 )
+        return unwritten_under(keys.assignments(node.provider), assigned.revision)
 
     def remove(self, name: str) -> None:
         """Remove a zone in which no host is.

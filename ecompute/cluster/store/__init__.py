@@ -23,6 +23,7 @@ from ecompute.cluster.store.transactions import (
     created_at,
     present,
     unchanged,
+    unwritten_under,
 )
 from ecompute.cluster.store.watch import Watcher
 
@@ -37,6 +38,7 @@ __all__ = [
     "absent",
     "present",
     "absent_under",
+    "unwritten_under",
     "created_at",
     "Op",
     "Put",

@@ -1,7 +1,7 @@
 """What a transaction is made of: comparisons, operations, and what reads give back.
 
-`unchanged`, `absent`, `present`, `absent_under` and `created_at` say what must still hold; `Put`,
-`Delete` and `DeletePrefix` say what is then done, all or nothing. A `Compare` is opaque to callers.
+`unchanged`, `absent`, `present`, `absent_under`, `unwritten_under` and `created_at` say what must still
+hold; `Put`, `Delete` and `DeletePrefix` say what is then done, all or nothing. A `Compare` is opaque to callers.
 
 Pure: nothing here talks to etcd. Values are immutable and may be shared between threads.
 """
@@ -64,6 +64,12 @@ class Field(Enum):
     MOD = "mod_revision"
 
 
+class Relation(Enum):
+    EQUAL = "EQUAL"
+    GREATER = "GREATER"
+    LESS = "LESS"
+
+
 @dataclass(frozen=True)
 class Compare:
     """One condition of a transaction; made by the functions below."""
@@ -72,7 +78,7 @@ class Compare:
     range_end: bytes
     """Empty: the one key. Otherwise the condition holds for every key of the range, or there is none."""
     field: Field
-    is_greater: bool
+    relation: Relation
     number: int
     says: str
     """For people: what was to hold."""
@@ -85,33 +91,48 @@ class Compare:
     def holds_for(self, create_revision: int, mod_revision: int) -> bool:
         """Whether a key with these revisions satisfies it (0 and 0: no such key)."""
         value = create_revision if self.field is Field.CREATE else mod_revision
-        return value > self.number if self.is_greater else value == self.number
+        match self.relation:
+            case Relation.EQUAL:
+                return value == self.number
+            case Relation.GREATER:
+                return value > self.number
+            case Relation.LESS:
+                return value < self.number
 
 
 def unchanged(read: Versioned[Any]) -> Compare:
     """The key is as it was read: neither written nor deleted since."""
-    return Compare(read.key.encode(), b"", Field.MOD, False, read.mod_revision, f"unchanged since {read.mod_revision}")
+    return Compare(
+        read.key.encode(), b"", Field.MOD, Relation.EQUAL, read.mod_revision, f"unchanged since {read.mod_revision}"
+    )
 
 
 def absent(key: str) -> Compare:
     """There is no such key."""
-    return Compare(key.encode(), b"", Field.CREATE, False, 0, "absent")
+    return Compare(key.encode(), b"", Field.CREATE, Relation.EQUAL, 0, "absent")
 
 
 def present(key: str) -> Compare:
     """There is such a key, whatever it holds."""
-    return Compare(key.encode(), b"", Field.CREATE, True, 0, "present")
+    return Compare(key.encode(), b"", Field.CREATE, Relation.GREATER, 0, "present")
 
 
 def absent_under(prefix: str) -> Compare:
     """There is no key that begins with ``prefix``."""
     key, range_end = range_of(prefix)
-    return Compare(key, range_end, Field.CREATE, False, 0, "absent with all below it")
+    return Compare(key, range_end, Field.CREATE, Relation.EQUAL, 0, "absent with all below it")
+
+
+def unwritten_under(prefix: str, revision: int) -> Compare:
+    """No key that begins with ``prefix`` was made or changed since ``revision``; some may have been deleted."""
+    key, range_end = range_of(prefix)
+    says = f"unwritten with all below it since {revision}"
+    return Compare(key, range_end, Field.MOD, Relation.LESS, revision + 1, says)
 
 
 def created_at(key: str, create_revision: int) -> Compare:
     """The key is the one that was created at ``create_revision``; it may have been written since."""
-    return Compare(key.encode(), b"", Field.CREATE, False, create_revision, f"as created at {create_revision}")
+    return Compare(key.encode(), b"", Field.CREATE, Relation.EQUAL, create_revision, f"as created at {create_revision}")
 
 
 def never(key: str) -> Any:
@@ -148,7 +169,7 @@ Op = Put | Delete | DeletePrefix
 
 def compare_message(compare: Compare) -> Any:
     message = rpc.Compare(key=compare.key, range_end=compare.range_end)
-    message.result = rpc.Compare.GREATER if compare.is_greater else rpc.Compare.EQUAL
+    message.result = rpc.Compare.CompareResult.Value(compare.relation.value)
     if compare.field is Field.CREATE:
         message.target, message.create_revision = rpc.Compare.CREATE, compare.number
     else:
@@ -159,6 +180,8 @@ def compare_message(compare: Compare) -> Any:
 def question_message(compare: Compare) -> Any:
     """Return the read that tells, where a transaction failed, whether it was this comparison."""
     request = rpc.RangeRequest(key=compare.key, range_end=compare.range_end, limit=1, keys_only=True)
+    if compare.range_end and compare.field is Field.MOD:  # the one that was written last tells of all
+        request.sort_target, request.sort_order = rpc.RangeRequest.MOD, rpc.RangeRequest.DESCEND
     return rpc.RequestOp(request_range=request)
 
 

@@ -16,6 +16,7 @@ from ecompute.cluster.documents import (
     AdminState,
     Group,
     Instance,
+    Member,
     Policy,
     Scope,
     Zone,
@@ -25,6 +26,7 @@ from ecompute.cluster.errors import Ambiguous, ClaimRefused, Conflict, InvalidIn
 from ecompute.cluster.placement import Placement
 from ecompute.cluster.store import Put, Store
 from eschedule.cloud.connection import Cloud
+from eschedule.cloud.groups import Groups
 from eschedule.cloud.hosts import Hosts
 from eschedule.cloud.zones import Zones
 from eschedule.scheduler.launch import Launcher
@@ -203,6 +205,38 @@ def test_a_host_with_a_member_of_a_group_of_zones_stays_in_its_zone(
     with pytest.raises(Refused, match="group web"):
         hosts.set(node, zone="south")
     hosts.set(node, zone="north", location="rack 3")
+
+
+@pytest.mark.parametrize("zone", ["south", ""])
+def test_a_member_that_is_launched_while_its_host_is_moved_keeps_the_host_in_its_zone(
+    cloud: Cloud,
+    store: Store,
+    hosts: Hosts,
+    make_cloud: Callable[[], Cloud],
+    make_host: Callable[..., Any],
+    make_request: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    zone: str,
+) -> None:
+    host = make_host()
+    node = hosts.find(host.name)
+    north = f"north-{uuid.uuid4().hex[:8]}"
+    hosts.set(node, zone=north, location="rack 3")
+    group = Groups(cloud).create("system", "apart", Policy.ANTI_AFFINITY, Scope.ZONE)
+    launched: list[str] = []
+    commit = cloud.store.commit
+
+    def launch_first(*args: Any) -> int:
+        if not launched:
+            launched.append(Launcher(make_cloud()).launch(make_request(group=group.uuid)).uuid)
+        return commit(*args)
+
+    monkeypatch.setattr(cloud.store, "commit", launch_first)
+    with pytest.raises(Refused, match="group apart"):
+        hosts.set(node, zone=zone, location="rack 4")
+    assert admin(store, host.provider) == Admin(zone=north, location="rack 3")
+    (member,) = store.list(keys.members(group.uuid), Member).items
+    assert (member.value.instance_uuid, member.value.zone) == (launched[0], north)
 
 
 def test_a_host_is_named_by_name_uuid_or_the_beginning_of_either(hosts: Hosts, make_host: Callable[..., Any]) -> None:

@@ -24,6 +24,7 @@ from ecompute.cluster.store import (
     created_at,
     present,
     unchanged,
+    unwritten_under,
 )
 from ecompute.dev.etcd import EtcdProcess, start_etcd
 from ecompute.dev.processes import free_port
@@ -85,6 +86,20 @@ def test_absent_under_holds_only_for_an_empty_range(store: Store) -> None:
         store.commit([absent_under("/blobs/b/refs/")], [Delete("/blobs/b")])
     assert caught.value.keys == ("/blobs/b/refs/",)
     assert store.get("/blobs/b", Name) is not None
+
+
+def test_unwritten_under_fails_for_what_was_made_or_changed_since(store: Store) -> None:
+    revision = store.commit([], [Put(key, name()) for key in ("/hosts/a/1", "/hosts/a/2", "/hosts/b")])
+    store.commit([unwritten_under("/hosts/a/", revision)], [Put("/hosts/b", name("other"))])
+    store.commit([unwritten_under("/hosts/a/", revision)], [Delete("/hosts/a/1")])
+    store.commit([unwritten_under("/hosts/a/", revision), unwritten_under("/nobody/", 1)], [])
+    later = store.commit([], [Put("/hosts/a/3", name())])
+    store.commit([unwritten_under("/hosts/a/", later)], [Put("/hosts/a/2", name("other"))])
+    for since in (revision, later):
+        with pytest.raises(CompareFailed) as caught:
+            store.commit([unwritten_under("/hosts/a/", since)], [Delete("/hosts/b")])
+        assert caught.value.keys == ("/hosts/a/",)
+    assert store.get("/hosts/b", Name) is not None
 
 
 def test_delete_prefix_deletes_nothing_beside_it(store: Store) -> None:

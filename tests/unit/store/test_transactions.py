@@ -18,6 +18,7 @@ from ecompute.cluster.store import (
     created_at,
     present,
     unchanged,
+    unwritten_under,
 )
 from ecompute.cluster.store.etcd3_loader import rpc
 from ecompute.cluster.store.transactions import (
@@ -50,6 +51,7 @@ def test_the_empty_prefix_is_every_key() -> None:
         (absent("k"), (0, 0), (5, 9)),
         (present("k"), (5, 9), (0, 0)),
         (absent_under("k"), (0, 0), (5, 9)),
+        (unwritten_under("k", 9), (5, 9), (5, 10)),
         (created_at("k", 5), (5, 9), (6, 9)),
     ],
 )
@@ -63,6 +65,7 @@ def test_only_a_range_comparison_has_a_range() -> None:
     assert compare_message(absent_under("/a/")).range_end == b"/a0"
     assert compare_message(absent("/a/")).range_end == b""
     assert compare_message(present("/a")).result == rpc.Compare.GREATER
+    assert compare_message(unwritten_under("/a/", 9)).result == rpc.Compare.LESS
 
 
 def test_operations_become_the_requests_they_name() -> None:
