@@ -200,7 +200,7 @@ class Launcher:
         request = launch.request
         beside = launch.beside
         question = for_launch(candidates_query(request.query))
-        return self._offers.of(question, request.host, only=beside.only, excluded=beside.excluded)
+        return self._offers.of(question, request.host, only=beside.only, is_wide=bool(beside.excluded))
 
     def _beside(self, request: LaunchRequest) -> Beside:
         totals = candidates_query(request.query).totals

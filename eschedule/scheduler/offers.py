@@ -71,7 +71,7 @@ class Offers:
         host: str | None,
         *,
         only: AbstractSet[str] | None = None,
-        excluded: AbstractSet[str] = frozenset(),
+        is_wide: bool = False,
         limit: int | None = None,
     ) -> Iterator[Offer]:
         """Yield the answers to try.
@@ -79,8 +79,9 @@ class Offers:
         Args:
             question: with all that is always added to it.
             host: the name of the one host that may serve it, or its provider's uuid.
-            only: the hosts that alone may serve it. The answer need not keep to them, nor to those
-                ``excluded``; but where there is one of the others, it is found.
+            only: the hosts that alone may serve it. The answer need not keep to them, but holds them.
+            is_wide: whether some hosts will not do, and all that were drawn may be among those: the last
+                answer is one of so many hosts that the others are found in it.
             limit: how many candidates to ask for, where those of one launch are too few.
 
         Raises:
@@ -103,8 +104,7 @@ class Offers:
             yield from self._twice(narrowed, limit)
             self._leave(shard)
         yield from self._twice(question, limit)
-        if excluded:
-            # Those that were drawn may all be among them.
+        if is_wide:
             yield Offer(self._ask(question, limit=WIDE_LIMIT))
 
     def _twice(self, question: CandidatesQuery, limit: int | None) -> Iterator[Offer]:

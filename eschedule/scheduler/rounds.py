@@ -9,6 +9,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from ecompute.cluster.gangs import GangClaim
 from ecompute.cluster.placement import CandidatesQuery, candidates_query
@@ -26,8 +27,14 @@ CANDIDATES_LIMIT = 1000
 SILENT_POINTS = -10.0
 """What it costs a host that its daemon does not answer: it comes after all others."""
 
-Key = tuple[str, str | None]
-"""What tells one question to placement from another: its text, and the one host."""
+
+class Key(NamedTuple):
+    """What tells one question to placement, and the answers that serve it, from another."""
+
+    query: str
+    host: str | None
+    group: str | None
+    """It says which hosts may serve the member at all."""
 
 
 @dataclass
@@ -86,15 +93,7 @@ class Rounds:
         counts = Counter(key_of(member.request) for member in gang.members)
         besides = {key_of(member.request): member.beside for member in gang.members}
         streams = {
-            key: self._offers.of(
-                question,
-                key[1],
-                # Of several hosts each would be an answer of its own, and a gang needs them in one.
-                only=only if (only := besides[key].only) is not None and len(only) == 1 else None,
-                excluded=besides[key].excluded | (besides[key].only or frozenset()),
-                limit=min(CANDIDATES_LIMIT, max(LIMIT, CANDIDATES_A_MEMBER * counts[key])),
-            )
-            for key, question in gang.questions.items()
+            key: self._stream(question, key.host, besides[key], counts[key]) for key, question in gang.questions.items()
         }
         offers: dict[Key, Offer] = {}
         while True:
@@ -104,6 +103,17 @@ class Rounds:
             offers = offers | newer
             known = self._facts.targets({host for offer in offers.values() for host in offer.hosts.values()})
             yield Round(offers, known)
+
+    def _stream(self, question: CandidatesQuery, host: str | None, beside: Beside, members: int) -> Iterator[Offer]:
+        only = beside.only
+        return self._offers.of(
+            question,
+            host,
+            # Of several hosts each would be an answer of its own, and a gang needs them in one.
+            only=only if only is not None and len(only) == 1 else None,
+            is_wide=bool(beside.excluded or only),
+            limit=min(CANDIDATES_LIMIT, max(LIMIT, CANDIDATES_A_MEMBER * members)),
+        )
 
     def pack(self, gang: Gang, around: Round, count: int | None = None) -> Packing:
         """Pack the first ``count`` members; None: all."""
@@ -161,4 +171,4 @@ class Rounds:
 
 def key_of(request: LaunchRequest) -> Key:
     """Return what is asked of placement for a member."""
-    return (candidates_query(request.query).text, request.host)
+    return Key(candidates_query(request.query).text, request.host, request.group)

@@ -67,6 +67,20 @@ def test_members_that_are_to_be_together_are_all_on_one_host(
     assert len({one.provider for one in launched}) == 1
 
 
+@pytest.mark.parametrize("order", [slice(None), slice(None, None, -1)], ids=["as-given", "backwards"])
+def test_members_of_several_groups_are_each_placed_as_their_own_group_says(
+    order: slice, cloud: Cloud, make_host: Callable[..., Any], make_request: Callable[..., Any]
+) -> None:
+    here = make_host(vcpus=8)
+    for name, policy in (("apart", Policy.ANTI_AFFINITY), ("together", Policy.AFFINITY)):
+        Groups(cloud).create("system", name, policy, Scope.HOST)
+        GangLauncher(cloud).launch(make_request(name=f"{name}-0", group=name))
+    there = make_host(vcpus=8)
+    requests = [make_request(name=f"{name}-1", group=name) for name in ("apart", "together")]
+    launched = {one.name: one.provider for one in GangLauncher(cloud).launch_all(requests[order])}
+    assert launched == {"apart-1": there.provider, "together-1": here.provider}
+
+
 def test_a_gang_over_its_quota_is_refused_at_once_and_nothing_stays(
     cloud: Cloud, make_host: Callable[..., Any], make_gang: Callable[..., list[Any]], nothing_left: Callable[[], None]
 ) -> None:
