@@ -28,7 +28,7 @@ from ecompute.cluster.errors import CloudError, CompareFailed, Unavailable
 from ecompute.cluster.events import HOST, LEAD, Events
 from ecompute.cluster.store import Compare, Delete, Op, Put, Store, Versioned, absent, unchanged
 from ecompute.cluster.upkeep.decide import GRACE_S, Leaks, Look, Question, keep, leaks, releases
-from ecompute.cluster.upkeep.duties import Charge, Duty, NotLeading
+from ecompute.cluster.upkeep.duties import Charge, Duty, EachAlone, NotLeading
 from ecompute.cluster.upkeep.findings import Finding, findings
 from ecompute.cluster.upkeep.looks import take_full, take_short
 from ecompute.cluster.upkeep.reclaim import Outcome, Reclaimer
@@ -76,6 +76,7 @@ class Audit:
         self._events = Events(store, LEAD) if events is None else events
         self._pause = pause
         self._grace_s = grace_s
+        self._each = EachAlone()
         self._reclaimer = Reclaimer(store, placement, self._events, guard)
         self._before: dict[bool, Look | None] = {True: None, False: None}
         self._told: dict[bool, frozenset[Finding]] = {True: frozenset(), False: frozenset()}
@@ -113,21 +114,23 @@ class Audit:
     def repair(self, found: Leaks) -> tuple[str, ...]:
         """Repair what was found; return the consumers whose claims were released."""
         deleted = frozenset(
-            consumer for consumer, revision in found.intents.items() if self._give_up(consumer, revision)
+            consumer
+            for consumer, revision in found.intents.items()
+            if self._each(f"intent {consumer} could not be given up", self._give_up, consumer, revision)
         )
         for key, revision in found.orphans.items():
-            self._delete(key, revision, "its instance is nowhere any more")
+            reason = "its instance is nowhere any more"
+            self._each(f"{key} could not be deleted", self._delete, key, revision, reason)
         hosts = {question.consumer: question.provider for question in found.questions}
         nothing_there = frozenset(question for question in found.questions if self._is_nothing_there(question))
-        released = releases(found, deleted, nothing_there)
-        for consumer in released:
-            self._guard()  # placement cannot compare it: at least it held a moment ago
-            self._placement.release(consumer)
-            log.warning("released claim %s: nobody held it", consumer)
-            self._record(hosts[consumer], "claim.released", f"claim {consumer} was released: nobody held it")
+        released = tuple(
+            consumer
+            for consumer in releases(found, deleted, nothing_there)
+            if self._each(f"claim {consumer} could not be released", self._release, consumer, hosts[consumer])
+        )
         for uuid in found.unbacked:
             self._pause(PAUSE_S)
-            outcome = self._reclaimer.reclaim(uuid)
+            outcome = self._each(f"instance {uuid} could not be given its claim again", self._reclaimer.reclaim, uuid)
             if outcome is Outcome.CLAIMED:
                 log.info("instance %s has its claim again", uuid)
         return released
@@ -173,6 +176,13 @@ class Audit:
         return self._delete(
             keys.intent(consumer), mod_revision, "its writer has done nothing for a while", compares, operations
         )
+
+    def _release(self, consumer: str, host: str) -> bool:
+        self._guard()  # placement cannot compare it: at least it held a moment ago
+        self._placement.release(consumer)
+        log.warning("released claim %s: nobody held it", consumer)
+        self._record(host, "claim.released", f"claim {consumer} was released: nobody held it")
+        return True
 
     def _delete(
         self,

@@ -3,7 +3,8 @@
 A `Duty` is a constant; `Duty.begin` is called anew with each term, so that nothing that one term
 remembered is believed by the next. What it returns is called at once, and then every period, on a
 thread of its own, until the term ends. What a call raises is logged once as long as it says the
-same, and does not end the duty.
+same, and does not end the duty. What it does for many objects it does for each by itself (`EachAlone`):
+one that cannot be helped keeps none of the others waiting.
 
 Every write to etcd carries `Charge.guard`: a leader that was paused past its lease then writes
 nothing. A write to placement can compare nothing of etcd: call `Charge.guard` right before it, and
@@ -15,19 +16,28 @@ first of the next; its guard raises by then.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
-from ecompute.cluster.errors import CloudError
+from ecompute.cluster.errors import CloudError, Unavailable
 from ecompute.cluster.events import Events
 from ecompute.cluster.periodic import Periodic
 from ecompute.cluster.store import Compare, Store
 
 if TYPE_CHECKING:
     from ecompute.cluster.placement import Placement
+
+MAX_TOLD = 1000
+"""Of how many objects it is remembered what was logged; beyond, all of them are logged anew."""
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 
 class NotLeading(CloudError):
@@ -88,6 +98,40 @@ class Duty:
     name: str
     period_s: float
     begin: Callable[[Charge], Callable[[], object]]
+
+
+class EachAlone:
+    """Acts for one object at a time, so that what is wrong with one is not in the others' way.
+
+    One thread at a time.
+    """
+
+    def __init__(self) -> None:
+        self._told: dict[str, str] = {}
+
+    def __call__(self, what: str, act: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
+        """Return what ``act`` returns, or None if it raised: that is logged, once as long as it says the same.
+
+        Args:
+            what: could not be done, for people: "the quota of n1 could not be carried out".
+
+        Raises:
+            NotLeading: the term has ended, for all of them.
+            Unavailable: a service does not answer; so it would be with the others.
+        """
+        try:
+            done = act(*args, **kwargs)
+        except (NotLeading, Unavailable):
+            raise
+        except CloudError as error:
+            if self._told.get(what) != str(error):
+                if len(self._told) >= MAX_TOLD:
+                    self._told.clear()
+                self._told[what] = str(error)
+                log.error("%s: %s", what, error)
+            return None
+        self._told.pop(what, None)
+        return done
 
 
 class Turn:

@@ -19,7 +19,7 @@ from ecompute.cluster.ending import mark_deleting
 from ecompute.cluster.errors import CompareFailed
 from ecompute.cluster.expiring import key_of
 from ecompute.cluster.store import Delete, Versioned, absent, unchanged
-from ecompute.cluster.upkeep.duties import Charge, Duty
+from ecompute.cluster.upkeep.duties import Charge, Duty, EachAlone
 
 PERIOD_S = 15.0
 PAGE = 100
@@ -43,6 +43,7 @@ class Sweep:
     def __init__(self, charge: Charge, now: Callable[[], float] = time.time) -> None:
         self._charge = charge
         self._now = now
+        self._each = EachAlone()
 
     def __call__(self) -> None:
         """Destroy all that is due.
@@ -54,8 +55,11 @@ class Sweep:
         while True:
             page = self._charge.store.list(keys.EXPIRIES, Expiry, limit=PAGE).items
             due = [item for item in page if is_due(item.key, self._now())]
-            done = [self._end(item) for item in due]
-            if len(page) < PAGE or not all(done) or len(due) < len(page):
+            done = [
+                self._each(f"instance {keys.last(item.key)}, which expired, could not be destroyed", self._end, item)
+                for item in due
+            ]
+            if len(page) < PAGE or not any(done) or len(due) < len(page):
                 return
 
     def _end(self, expiry: Versioned[Expiry]) -> bool:

@@ -23,7 +23,7 @@ from ecompute.cluster.placement import Placement
 from ecompute.cluster.retries import Retries
 from ecompute.cluster.store import Change, Compare, Store, Watcher
 from ecompute.cluster.upkeep.audit import AUDIT, FULL_AUDIT
-from ecompute.cluster.upkeep.duties import Charge, Duty, NotLeading, Turn
+from ecompute.cluster.upkeep.duties import Charge, Duty, EachAlone, NotLeading, Turn
 from ecompute.cluster.upkeep.expiry import EXPIRY
 from ecompute.cluster.upkeep.finish import Finisher
 from ecompute.cluster.upkeep.gangs import GANGS
@@ -87,6 +87,7 @@ class Leader:
         self._election = Election(store, ROLE, holder)
         self._finisher = Finisher(store, placement, events, self._guard)
         self._lock = threading.Lock()
+        self._each = EachAlone()
         self._marked: set[tuple[str, str]] = set()
         self._watcher: Watcher | None = None
         self._led: Term | None = None
@@ -191,21 +192,21 @@ class Leader:
         self._periodic.wake()
 
     def _lead(self, now: float) -> None:
-        with self._lock:
-            marked, self._marked = self._marked, set()
+        swept: set[tuple[str, str]] = set()
         if now >= self._next_sweep:
+            swept = self._sweep()
             self._next_sweep = now + SWEEP_PERIOD_S
-            marked |= self._sweep()
+        with self._lock:
+            # Last: a sweep that fails leaves what was reported for the next turn.
+            marked, self._marked = self._marked | swept, set()
         while marked:
             provider, uuid = marked.pop()
             try:
-                self._finisher.finish(uuid, provider)
+                self._each(f"instance {uuid} could not be finished", self._finisher.finish, uuid, provider)
             except (Unavailable, NotLeading):
                 with self._lock:
                     self._marked |= marked | {(provider, uuid)}
                 raise
-            except CloudError as error:
-                log.error("instance %s could not be finished: %s", uuid, error)
 
     def _sweep(self) -> set[tuple[str, str]]:
         """Return everything that a finish could be due for."""

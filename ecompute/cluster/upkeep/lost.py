@@ -23,10 +23,10 @@ from dataclasses import dataclass
 from ecompute.cluster import keys
 from ecompute.cluster.closing import said
 from ecompute.cluster.documents import Admin, timestamp
-from ecompute.cluster.errors import CompareFailed, NewerSchema
+from ecompute.cluster.errors import CompareFailed
 from ecompute.cluster.saying import close
 from ecompute.cluster.store import Put, Versioned, absent, present, unchanged
-from ecompute.cluster.upkeep.duties import Charge, Duty
+from ecompute.cluster.upkeep.duties import Charge, Duty, EachAlone
 
 LOST_AFTER_S = 60.0
 """Without a heartbeat, beyond the 30 s of its lease."""
@@ -85,7 +85,7 @@ class Watch:
         self._missing: Mapping[str, float] = {}
         self._looked_s = charge.clock()
         self._closed: set[str] = set()
-        self._told: set[str] = set()
+        self._each = EachAlone()
 
     def look(self) -> None:
         """Mark, unmark and close what is due.
@@ -114,12 +114,17 @@ class Watch:
         self._missing = verdict.missing
         self._closed &= marked - verdict.back
         for provider in sorted(verdict.back):
-            self._unmark(provider, admins[provider])
-        newly = {provider for provider in sorted(verdict.lost) if self._mark(provider, admins.get(provider))}
+            self._each(f"host {provider} is back and stays marked lost", self._unmark, provider, admins[provider])
+        newly = {
+            provider
+            for provider in sorted(verdict.lost)
+            if self._each(f"host {provider} could not be marked lost", self._mark, provider, admins.get(provider))
+        }
         for provider in sorted(((marked & registered) - verdict.back | newly) - self._closed):
             self._charge.guard()
-            close(store, self._charge.placement, provider)
-            self._closed.add(provider)
+            what = f"host {provider}, which is lost, could not be closed"
+            if self._each(what, close, store, self._charge.placement, provider) is not None:
+                self._closed.add(provider)
             self._charge.pause(PAUSE_S)
 
     def _mark(self, provider: str, found: Versioned[Admin] | None) -> bool:
@@ -136,9 +141,6 @@ class Watch:
             )
         except CompareFailed:
             return False  # it is back, or operators say something: the next look sees
-        except NewerSchema as error:
-            self._tell(provider, error)
-            return False
         log.warning(
             "host %s is lost: no heartbeat for %.0f s", provider, self._charge.clock() - self._missing[provider]
         )
@@ -152,15 +154,7 @@ class Watch:
             )
         except CompareFailed:
             return
-        except NewerSchema as error:
-            self._tell(provider, error)
-            return
         log.info("host %s is back", provider)
-
-    def _tell(self, provider: str, error: NewerSchema) -> None:
-        if provider not in self._told:
-            self._told.add(provider)
-            log.error("what is said of host %s stays as it is: %s", provider, error)
 
 
 LOST = Duty("lost-hosts", PERIOD_S, lambda charge: Watch(charge).look)

@@ -33,11 +33,11 @@ from msgspec import structs
 
 from ecompute.cluster import keys, quotas
 from ecompute.cluster.documents import Instance, Quota, QuotaPhase
-from ecompute.cluster.errors import CloudError, CompareFailed, Conflict, NotFound, Refused, Unavailable
+from ecompute.cluster.errors import CompareFailed, Conflict, NotFound, Refused
 from ecompute.cluster.events import INSTANCE
 from ecompute.cluster.failpoint import reach
 from ecompute.cluster.store import Compare, Put, Store, Versioned, absent, unchanged
-from ecompute.cluster.upkeep.duties import Charge, Duty, NotLeading
+from ecompute.cluster.upkeep.duties import Charge, Duty, EachAlone
 
 if TYPE_CHECKING:
     from ecompute.cluster.placement import Placement
@@ -235,6 +235,7 @@ class _Turn:
     def __init__(self, charge: Charge) -> None:
         self._charge = charge
         self._keeper = QuotaKeeper(charge.store, charge.placement, charge.guard, self._pause)
+        self._each = EachAlone()
         self._ownerless: frozenset[str] = frozenset()
         self._turns = 0
 
@@ -247,14 +248,17 @@ class _Turn:
         self._turns += 1
         for item in listed:
             if is_full or item.value.phase is QuotaPhase.COUNTING:
-                self._converge(item.value.namespace)
+                namespace = item.value.namespace
+                self._each(f"the quota of {namespace} could not be carried out", self._keeper.converge, namespace)
                 self._pause()
         if not is_full:
             return
         ownerless = frozenset(found.keys() - {item.value.provider for item in listed})
         for provider in sorted(ownerless & self._ownerless):
-            if self._keeper.remove(found[provider], provider):
-                log.warning("removed provider %s: no quota of %s names it", provider, found[provider])
+            namespace = found[provider]
+            what = f"provider {provider} of a former quota of {namespace} could not be removed"
+            if self._each(what, self._keeper.remove, namespace, provider):
+                log.warning("removed provider %s: no quota of %s names it", provider, namespace)
         self._ownerless = ownerless
 
     def _pause(self) -> None:
@@ -267,14 +271,6 @@ class _Turn:
             for provider in self._charge.placement.providers()
             if (namespace := quotas.namespace_of(provider.name)) is not None
         }
-
-    def _converge(self, namespace: str) -> None:
-        try:
-            self._keeper.converge(namespace)
-        except (Unavailable, NotLeading):
-            raise
-        except CloudError as error:
-            log.error("the quota of %s could not be carried out: %s", namespace, error)
 
 
 QUOTAS = Duty("quotas", PERIOD_S, lambda charge: _Turn(charge).run)

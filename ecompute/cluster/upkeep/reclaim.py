@@ -28,7 +28,7 @@ from ecompute.cluster.documents import Assignment, Instance, Node, Policy, Quota
 from ecompute.cluster.errors import CloudError, CompareFailed, InvalidInput, NotFound, Refused, Unavailable
 from ecompute.cluster.events import INSTANCE, Events
 from ecompute.cluster.store import Compare, Store, Versioned, unchanged
-from ecompute.cluster.upkeep.duties import Charge, Duty
+from ecompute.cluster.upkeep.duties import Charge, Duty, EachAlone
 
 if TYPE_CHECKING:
     from ecompute.cluster.placement import Inventory, Placement
@@ -162,6 +162,7 @@ class Reclaimer:
 
 def _begin(charge: Charge) -> Callable[[], object]:
     reclaimer = Reclaimer(charge.store, charge.placement, charge.events, charge.guard)
+    each = EachAlone()
 
     def turn() -> None:
         """Claim again for the guests of hosts that say so: together with placement's answer, two looks."""
@@ -171,7 +172,8 @@ def _begin(charge: Charge) -> Callable[[], object]:
             for item in charge.store.list(keys.assignments(node.value.provider), Assignment).items:
                 if item.value.role is Role.RUN:
                     charge.pause(PAUSE_S)
-                    reclaimer.reclaim(item.value.uuid)
+                    uuid = item.value.uuid
+                    each(f"instance {uuid} could not be given its claim again", reclaimer.reclaim, uuid)
 
     return turn
 

@@ -12,16 +12,17 @@ from msgspec import structs
 
 from ecompute.cluster import keys
 from ecompute.cluster.claims import Claims
-from ecompute.cluster.documents import Instance, Policy, Role, Scope, State, Tagged, UsedUuid, timestamp
+from ecompute.cluster.documents import Expiry, Instance, Node, Policy, Role, Scope, State, Tagged, UsedUuid, timestamp
 from ecompute.cluster.errors import InvalidInput
 from ecompute.cluster.events import INSTANCE, read
 from ecompute.cluster.placement import Inventory, Placement
 from ecompute.cluster.placement.documents import PRESENCE
-from ecompute.cluster.store import Delete, Put, Store
+from ecompute.cluster.store import Delete, Put, Store, present
 from ecompute.cluster.upkeep.audit import Audit
 from ecompute.cluster.upkeep.decide import GRACE_S
+from ecompute.cluster.upkeep.duties import Charge
 from ecompute.cluster.upkeep.findings import What, findings
-from ecompute.cluster.upkeep.reclaim import Outcome, Reclaimer
+from ecompute.cluster.upkeep.reclaim import CLAIMS, Outcome, Reclaimer
 from eschedule.cloud.audit import audit as audit_on_demand
 from eschedule.cloud.connection import Cloud
 from eschedule.cloud.groups import Groups
@@ -137,6 +138,40 @@ def test_an_intent_that_is_given_up_spends_its_uuid(
     used = store.get(keys.used_uuid(chosen), UsedUuid)
     assert used is not None and used.value.is_spent
     assert host.claims() == {}
+
+
+def test_what_cannot_be_given_up_is_not_in_the_way_of_the_others(
+    audit: Audit, clock: Any, cloud: Cloud, store: Store, make_host: Callable[..., Any]
+) -> None:
+    host = make_host()
+    bad, good = sorted(str(uuid.uuid4()) for _ in range(2))
+    for consumer in (bad, good):
+        claim = Claims(store, cloud.placement, writer="a test").begin(consumer, namespace="system")
+        claim.take({host.provider: {"VCPU": 1}}, {"": [host.provider]})
+    store.commit([], [Put(keys.used_uuid(bad), Expiry(uuid=bad))])
+    assert audit.repair(twice(audit, clock)) == (good,)
+    assert host.claims().keys() == {bad}
+
+
+def test_an_instance_that_cannot_be_read_keeps_no_other_without_its_claim(
+    cloud: Cloud,
+    store: Store,
+    clock: Any,
+    make_host: Callable[..., Any],
+    make_request: Callable[..., Any],
+) -> None:
+    host = make_host()
+    bad, good = sorted(launched(cloud, make_request) for _ in range(2))
+    for guest in (bad, good):
+        cloud.placement.release(guest)
+    node = store.get(keys.node(host.provider), Node)
+    assert node is not None
+    store.commit(
+        [], [Put(node.key, structs.replace(node.value, unclaimed=2)), Put(keys.instance(bad), Expiry(uuid=bad))]
+    )
+    charge = Charge(store, cloud.placement, cloud.events, lambda: True, present(keys.INCARNATION), clock)
+    CLAIMS.begin(charge)()
+    assert host.claims().keys() == {good}
 
 
 def test_a_leak_with_rows_beside_its_host_is_asked_of_the_host_alone(

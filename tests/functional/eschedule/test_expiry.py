@@ -141,3 +141,14 @@ def test_people_see_it_and_change_it(tool: Any, query: str, store: Store, make_h
     done = tool("launch", query, "--expires", "2020-01-01T00:00:00Z")
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
     assert len(store.keys(keys.INSTANCES)[0]) == 1
+
+
+def test_one_that_cannot_be_read_keeps_no_other_alive(
+    store: Store, cloud: Cloud, charge: Charge, make_host: Callable[..., Any], make_request: Callable[..., Any]
+) -> None:
+    make_host()
+    bad, good = (Launcher(cloud).launch(make_request(expires=when)).uuid for when in ("1h", "2h"))
+    store.commit([], [Put(keys.instance(bad), Expiry(uuid=bad))])
+    Sweep(charge, lambda: time.time() + 7201)()
+    assert instance_of(store, good).state is State.DELETING
+    assert due(store) == [bad]

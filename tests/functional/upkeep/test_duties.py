@@ -5,12 +5,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
+from uuid import uuid4
 
 import pytest
 
 from ecompute.cluster import keys
 from ecompute.cluster.config import PlacementSettings
-from ecompute.cluster.documents import Incarnation, Lead, timestamp
+from ecompute.cluster.documents import Incarnation, Instance, Lead, Resources, Spec, State, timestamp
 from ecompute.cluster.errors import CompareFailed, Unavailable
 from ecompute.cluster.events import LEAD, Events
 from ecompute.cluster.placement import Placement
@@ -117,3 +119,38 @@ def test_what_a_duty_raises_is_logged_once_and_does_not_end_it(
     assert [r.getMessage() for r in caplog.records if "it does not answer" in r.getMessage()] == [
         "counting: it does not answer"
     ]
+
+
+def test_a_sweep_that_fails_is_made_again_soon(
+    link: Any,
+    linked_store: Store,
+    store: Store,
+    placement: PlacementProcess,
+    eventually: Callable[..., None],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    host, uuid = str(uuid4()), str(uuid4())
+    spec = Spec(resources=Resources(vcpus=1, memory_mb=64, disk_gb=1), image="http://image/")
+    deleting = Instance(
+        uuid=uuid,
+        namespace="system",
+        name="web",
+        state=State.DELETING,
+        generation=2,
+        epoch=1,
+        provider=host,
+        spec=spec,
+        created_at=timestamp(0),
+    )
+    store.commit([], [Put(keys.instance(uuid), deleting)])  # no report: it is found by a sweep alone
+    link.hold_answers_after(keys.INSTANCES.encode())
+    with Placement(PlacementSettings(endpoint=placement.endpoint)) as client:
+        leader = Leader(linked_store, client, Events(linked_store, LEAD), holder="a test", duties=[])
+        leader.start()
+        try:
+            eventually(lambda: "does not answer" in caplog.text)
+            assert not store.keys(keys.HOSTS)[0]
+            link.mend()
+            eventually(lambda: store.keys(keys.HOSTS)[0] == [keys.assignment(host, uuid)], timeout_s=30)
+        finally:
+            leader.stop()
