@@ -60,9 +60,13 @@ class Placement(Providers):
     """
 
     def __init__(self, settings: PlacementSettings, *, timeout_s: float = 10.0) -> None:
-        self._transport = Transport(settings, timeout_s=timeout_s)
-        self._turns = Turns()
-        self.endpoint = self._transport.endpoint
+        self._set_up(Transport(settings, timeout_s=timeout_s), Turns())
+
+    def _set_up(self, transport: Transport, turns: Turns) -> None:
+        """Be a client of these parts; what has them from elsewhere calls this instead of the constructor."""
+        self._transport = transport
+        self._turns = turns
+        self.endpoint = transport.endpoint
 
     def close(self) -> None:
         """Close the pooled connections. A later call opens new ones."""

@@ -1,7 +1,7 @@
 """A part in another client's session: many users of placement in one process.
 
 Closed, it is as good as a process that was killed: nothing more is sent, and who waits for an answer
-gets none. Threads: as `Placement`.
+gets none. Claims of all users take turns with one another. Threads: as `Placement`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ class _Door(Transport):
     """The way over another transport's session, which can be shut."""
 
     def __init__(self, through: Transport) -> None:
-        self.__dict__.update(through.__dict__)
+        self._set_up(through.endpoint, through.timeout_s, through._session)
         self._is_shut = False
 
     def close(self) -> None:
@@ -35,5 +35,4 @@ class SharedPlacement(Placement):
     """One user's part in ``whole``."""
 
     def __init__(self, whole: Placement) -> None:
-        self._transport = _Door(whole._transport)
-        self.endpoint = whole.endpoint
+        self._set_up(_Door(whole._transport), whole._turns)

@@ -132,24 +132,15 @@ class Transport:
     """
 
     def __init__(self, settings: PlacementSettings, *, timeout_s: float) -> None:
-        self.endpoint = settings.endpoint.rstrip("/")
+        self._set_up(settings.endpoint.rstrip("/"), timeout_s, _session(settings))
+
+    def _set_up(self, endpoint: str, timeout_s: float, session: requests.Session) -> None:
+        """Be a transport of these parts; what has them from elsewhere calls this instead of the constructor."""
+        self.endpoint = endpoint
         self.timeout_s = timeout_s
+        self._session = session
         self._lock = threading.Lock()
         self._down_since: float | None = None
-        self._session = requests.Session()
-        self._session.trust_env = False
-        self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
-        self._session.verify = str(settings.ca) if settings.ca is not None else True
-        self._session.headers.update(
-            {
-                "Accept": "application/json",
-                "OpenStack-API-Version": f"placement {MICROVERSION}",
-                "X-Auth-Token": _token(settings),
-            }
-        )
-        adapter = HTTPAdapter(pool_connections=1, pool_maxsize=_POOLED_CONNECTIONS, max_retries=0)
-        self._session.mount("http://", adapter)
-        self._session.mount("https://", adapter)
 
     def close(self) -> None:
         self._session.close()
@@ -298,6 +289,24 @@ class Transport:
         text = f"placement: {tried}: {answer.detail or f'it answers {answer.status}'}"
         kinds: Mapping[int, type[CloudError]] = {400: InvalidInput, 404: NotFound, 409: Conflict}
         return kinds.get(answer.status, Refused)(text)
+
+
+def _session(settings: PlacementSettings) -> requests.Session:
+    session = requests.Session()
+    session.trust_env = False
+    session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
+    session.verify = str(settings.ca) if settings.ca is not None else True
+    session.headers.update(
+        {
+            "Accept": "application/json",
+            "OpenStack-API-Version": f"placement {MICROVERSION}",
+            "X-Auth-Token": _token(settings),
+        }
+    )
+    adapter = HTTPAdapter(pool_connections=1, pool_maxsize=_POOLED_CONNECTIONS, max_retries=0)
+    session.mount("http://", adapter)
+    session.mount("https://", adapter)
+    return session
 
 
 def _token(settings: PlacementSettings) -> str:

@@ -100,11 +100,18 @@ class Store:
         timeout_s: float = 5.0,
         on_rollback: Callable[[str], None] | None = None,
     ) -> None:
-        self._members = Members(settings, timeout_s)
-        self._history = History()
-        self._on_rollbacks = [] if on_rollback is None else [on_rollback]
+        members = Members(settings, timeout_s)
+        self._set_up(members, History(), LeaseKeeper(members), [] if on_rollback is None else [on_rollback])
+
+    def _set_up(
+        self, members: Members, history: History, leases: LeaseKeeper, on_rollbacks: list[Callable[[str], None]]
+    ) -> None:
+        """Be a store of these parts; what has them from elsewhere calls this instead of the constructor."""
+        self._members = members
+        self._history = history
+        self._leases = leases
+        self._on_rollbacks = on_rollbacks
         self._lock = threading.Lock()
-        self._leases = LeaseKeeper(self._members)
         self._watchers: list[Watcher] = []
         self._common: Watcher | None = None
 

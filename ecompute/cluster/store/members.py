@@ -138,19 +138,24 @@ class Members:
     """
 
     def __init__(self, settings: EtcdSettings, timeout_s: float) -> None:
+        try:
+            members = [Member(address, settings) for address in settings.endpoints]
+        except (OSError, ValueError) as error:
+            raise InvalidInput(f"the settings of etcd cannot be used: {error}") from error
+        if not members:
+            raise InvalidInput("the settings of etcd name no endpoint")
+        self._set_up(members, _who(settings), timeout_s)
+
+    def _set_up(self, members: list[Member], who: str, timeout_s: float) -> None:
+        """Consist of these parts; what has them from elsewhere calls this instead of the constructor."""
         self.timeout_s = timeout_s
-        self.who = _who(settings)
+        self.who = who
         """As whom etcd sees us, for people."""
+        self._members = members
+        self._current = _random.randrange(len(members))
         self._lock = threading.Lock()
         self._down_since: float | None = None
         self._is_closed = False
-        try:
-            self._members = [Member(address, settings) for address in settings.endpoints]
-        except (OSError, ValueError) as error:
-            raise InvalidInput(f"the settings of etcd cannot be used: {error}") from error
-        if not self._members:
-            raise InvalidInput("the settings of etcd name no endpoint")
-        self._current = _random.randrange(len(self._members))
 
     @property
     def addresses(self) -> str:

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from ecompute.cluster.errors import StoreUnavailable
 from ecompute.cluster.store.cache import Change
 from ecompute.cluster.store.client import Store
-from ecompute.cluster.store.follow import Follow
+from ecompute.cluster.store.follow import Follow, Owner
 from ecompute.cluster.store.lease import Lease
 from ecompute.cluster.store.members import Member, Members, Rpc
 from ecompute.cluster.store.watch import SILENCE_LIMIT_S, Watcher
@@ -31,13 +31,9 @@ class _Door(Members):
     """The way to another store's members, which can be shut."""
 
     def __init__(self, members: Members) -> None:
+        self._set_up(members._members, members.who, members.timeout_s)
         self._through = members
-        self.timeout_s = members.timeout_s
         self.is_shut = False
-
-    @property
-    def addresses(self) -> str:
-        return self._through.addresses
 
     @property
     def current(self) -> Member:
@@ -85,8 +81,8 @@ class SharedWatcher(Watcher):
     def is_heard(self) -> bool:
         return self._whole.is_heard
 
-    def follow(self, prefix: str, kind: type[T], listener: Callable[[Change[T]], None]) -> Follow[T]:
-        follow = self._whole.follow_for(self, prefix, kind, listener)
+    def follow_for(self, owner: Owner, prefix: str, kind: type[T], listener: Callable[[Change[T]], None]) -> Follow[T]:
+        follow = self._whole.follow_for(owner, prefix, kind, listener)
         with self._mine_lock:
             self._mine = [known for known in self._mine if not known.is_stopped]
             self._mine.append(follow)
@@ -115,15 +111,11 @@ class SharedStore(Store):
 
     def __init__(self, whole: Store, *, on_rollback: Callable[[str], None] | None = None) -> None:
         self._whole = whole
-        self._door = self._members = _Door(whole._members)
-        self._history = whole._history
-        self._on_rollbacks = whole._on_rollbacks
+        self._door = _Door(whole._members)
+        self._set_up(self._door, whole._history, whole._leases, whole._on_rollbacks)
         self._on_rollback = on_rollback
         if on_rollback is not None:
             self._on_rollbacks.append(on_rollback)
-        self._lock = threading.Lock()
-        self._leases = whole._leases
-        self._watchers: list[Watcher] = []
         self._kept: list[Lease] = []
 
     def lease(self, ttl_s: int, *, on_lost: Callable[[], None]) -> Lease:
@@ -145,6 +137,9 @@ class SharedStore(Store):
             self._watchers = [known for known in self._watchers if not known.is_closed]
             self._watchers.append(watcher)
         return watcher
+
+    def common_watcher(self) -> Watcher:
+        return self.watcher()
 
     def close(self) -> None:
         """End what is this user's, and nothing else. Idempotent."""

@@ -15,7 +15,7 @@ from ecompute.cluster.config import EtcdSettings
 from ecompute.cluster.documents import Name
 from ecompute.cluster.errors import InvalidInput, NotPermitted, Refused, StoreUnavailable
 from ecompute.cluster.roles import Access, Grant
-from ecompute.cluster.store import Put, Store, absent
+from ecompute.cluster.store import Put, SharedStore, Store, absent
 from ecompute.dev.etcd import EtcdProcess, TlsFiles, start_etcd
 from ecompute.heartbeat import Heartbeat
 
@@ -117,6 +117,13 @@ def test_what_is_not_its_own_is_refused_and_its_watch_does_not_end_the_others(
         mine = watcher.follow("/mine/", Name, lambda change: None)
         assert mine.wait_ready(5)
         assert not other.is_current
+
+
+def test_a_part_of_a_store_says_who_may_not_write(settings: EtcdSettings) -> None:
+    with Store(settings) as whole, SharedStore(whole) as store:
+        with pytest.raises(NotPermitted, match="user host write /other/a"):
+            store.commit([], [Put("/other/a", name())])
+        assert not store.users.may(Grant("/other/", Access.BOTH))
 
 
 def test_a_heartbeat_that_may_not_be_written_leaves_no_lease(settings: EtcdSettings) -> None:

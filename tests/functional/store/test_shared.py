@@ -9,7 +9,7 @@ import pytest
 
 from ecompute.cluster.documents import Name
 from ecompute.cluster.errors import StoreUnavailable
-from ecompute.cluster.store import Change, Delete, Put, SharedStore, Store, absent
+from ecompute.cluster.store import Change, Delete, Put, SharedStore, Store, Watcher, absent
 
 
 class Heard:
@@ -32,6 +32,51 @@ def name(text: str = "x") -> Name:
 
 def streams() -> int:
     return sum(thread.name.startswith("etcd-watch-") for thread in threading.enumerate())
+
+
+def public(kind: type) -> set[str]:
+    return {name for name in dir(kind) if not name.startswith("_")}
+
+
+def test_a_part_does_all_that_a_whole_does(store: Store) -> None:
+    store.commit([], [Put("/names/a", name())])
+    user = SharedStore(store)
+    does: dict[str, Callable[[], object]] = {
+        "get": lambda: user.get("/names/a", Name),
+        "get_many": lambda: user.get_many(["/names/a"], Name).items,
+        "list": lambda: user.list("/names/", Name).items,
+        "each": lambda: list(user.each("/names/", Name)),
+        "keys": lambda: user.keys("/names/")[0],
+        "count": lambda: user.count("/names/"),
+        "status": user.status,
+        "commit": lambda: user.commit([absent("/names/b")], [Put("/names/b", name())]),
+        "lease": lambda: user.lease(2, on_lost=lambda: None).is_held,
+        "users": lambda: not user.users.is_enabled(),
+        "watcher": lambda: user.watcher().follow("/names/", Name, Heard()).wait_ready(10),
+        "common_watcher": lambda: user.common_watcher().follow("/names/", Name, Heard()).wait_ready(10),
+        "highest_revision": lambda: user.highest_revision,
+        "cluster_id": lambda: user.cluster_id,
+    }
+    assert set(does) == public(Store) - {"close"}
+    assert [asked for asked, do in does.items() if not do()] == []
+    user.close()
+
+
+def test_a_part_of_a_watcher_does_all_that_a_whole_does(store: Store) -> None:
+    user = SharedStore(store)
+    watcher = user.watcher()
+    assert public(Watcher) == {"follow", "follow_for", "stopped", "close", "is_closed", "is_heard"}
+    follows = [
+        watcher.follow("/names/", Name, Heard()),
+        watcher.follow_for(watcher, "/names/", Name, Heard()),
+    ]
+    assert all(follow.wait_ready(10) for follow in follows)
+    assert watcher.is_heard
+    watcher.stopped(follows[0])
+    watcher.close()
+    assert watcher.is_closed
+    assert all(follow.is_stopped for follow in follows)
+    user.close()
 
 
 def test_all_users_follow_over_one_stream(store: Store, eventually: Callable[..., None]) -> None:
