@@ -22,12 +22,13 @@ from msgspec import structs
 from ecompute.cluster import keys
 from ecompute.cluster.documents import Admin, AdminState, Assignment, InventoryFacts, Node, Role, Seen, Unreadable, Zone
 from ecompute.cluster.errors import CloudError, CompareFailed
+from ecompute.cluster.given import Said
 from ecompute.cluster.store import Put, Store, absent, unchanged
 from ecompute.hold import Hold
 from ecompute.instances.memory import Memory
 from ecompute.instances.reconciler import InstanceReconciler
 from ecompute.inventory import Measured
-from ecompute.registrar import Registrar, Said
+from ecompute.registrar import Registrar
 from ecompute.standing import Door, Facts, Standing, standing
 
 FIRST_WAIT_S = 5.0

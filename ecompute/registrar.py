@@ -22,19 +22,18 @@ import os
 import threading
 import uuid as uuids
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
 from pathlib import Path
 
-from ecompute.cluster.closing import CLASSES, DISABLED, closed
+from ecompute.cluster.closing import CLASSES, closed
 from ecompute.cluster.config import Config
 from ecompute.cluster.errors import Conflict, NotFound, StorageError
+from ecompute.cluster.given import Said, merge_aggregates, merge_traits
 from ecompute.cluster.placement import PRESENCE, Inventory, Placement
-from ecompute.cluster.shards import aggregates_of, all_aggregates
+from ecompute.cluster.shards import aggregates_of
 from ecompute.inventory import Measured, inventory, shortfalls
 from ecompute.standing import Door
 
 IDENTITY_FILE = "provider-uuid"
-OUR_TRAITS = ("HW_CPU_X86_", "CUSTOM_VIRT_")
 
 log = logging.getLogger(__name__)
 
@@ -88,52 +87,6 @@ def _write_once(path: Path, text: str) -> None:
         os.fsync(directory)
     finally:
         os.close(directory)
-
-
-@dataclass(frozen=True)
-class Said:
-    """What operators say of a host, as far as placement is to know it.
-
-    Args:
-        traits: what they gave it.
-        former_traits: what they had given it, and took away.
-        zone: the aggregate of its zone, or None.
-        zones: the aggregates of all zones.
-    """
-
-    traits: frozenset[str] = frozenset()
-    former_traits: frozenset[str] = frozenset()
-    zone: str | None = None
-    zones: frozenset[str] = frozenset()
-
-
-def merge_traits(
-    found: AbstractSet[str],
-    given: AbstractSet[str],
-    known: AbstractSet[str],
-    *,
-    former: AbstractSet[str] = frozenset(),
-    is_hidden: bool = False,
-) -> frozenset[str]:
-    """Return all traits that the provider is to have. Pure.
-
-    Args:
-        found: what it has.
-        given: what the daemon and operators say of it.
-        known: the standard traits of this placement. An older one lacks some, and would refuse all
-            of a set that names one of them.
-        former: what operators had given it, and took away.
-        is_hidden: it is to be in no answer.
-    """
-    others = {trait for trait in found if not trait.startswith(OUR_TRAITS) and trait != DISABLED} - former
-    ours = {trait for trait in given if trait.startswith("CUSTOM_") or trait in known} - {DISABLED}
-    return frozenset(others | ours | ({DISABLED} if is_hidden else set()))
-
-
-def merge_aggregates(found: AbstractSet[str], provider: str, said: Said) -> frozenset[str]:
-    """Return all aggregates that the provider is to be in: others' as found, its shards and its zone. Pure."""
-    others = found - all_aggregates() - said.zones
-    return frozenset(others | aggregates_of(provider) | ({said.zone} if said.zone is not None else set()))
 
 
 class Registrar:
@@ -248,15 +201,12 @@ class Registrar:
             log.info("provider %s, named %s until now, is named %s", self._provider, found.name, self._name)
         return made.generation
 
-    def _set_traits(self, given: AbstractSet[str], said: Said | None, *, is_hidden: bool) -> bool:
+    def _set_traits(self, measured: AbstractSet[str], said: Said | None, *, is_hidden: bool) -> bool:
         if self._known_traits is None:
             self._known_traits = self._placement.known_traits()
         known, said = self._known_traits, said or Said()
         return self._placement.change_traits(
-            self._provider,
-            lambda found: merge_traits(
-                found, given | said.traits, known, former=said.former_traits, is_hidden=is_hidden
-            ),
+            self._provider, lambda found: merge_traits(found, measured, known, said=said, is_hidden=is_hidden)
         )
 
     def _set_aggregates(self, said: Said | None) -> bool:

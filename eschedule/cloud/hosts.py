@@ -21,6 +21,7 @@ from ecompute.cluster import keys
 from ecompute.cluster.closing import DISABLED, said
 from ecompute.cluster.documents import Admin, AdminState, Alive, Assignment, Node
 from ecompute.cluster.errors import Ambiguous, InvalidInput, NotFound
+from ecompute.cluster.given import OUR_TRAITS, Said
 from ecompute.cluster.placement import Summary
 from ecompute.cluster.saying import close, say
 from eschedule.cloud.connection import Cloud
@@ -29,8 +30,6 @@ from eschedule.cloud.zones import Zones, check_zone
 TEXT_LIMIT = 200
 TRAITS_LIMIT = 50
 _TRAIT = re.compile(r"CUSTOM_[A-Z0-9_]{1,248}")
-_OURS = "CUSTOM_VIRT_"
-"""How traits begin that the host itself says of its accelerator."""
 
 
 @dataclass(frozen=True)
@@ -222,11 +221,11 @@ class Hosts:
         placement = self._cloud.placement
         try:
             if traits or no_traits:
-                placement.change_traits(node.provider, lambda found: (found - no_traits) | traits)
+                placement.change_traits(node.provider, Said(traits=traits, former_traits=no_traits).with_traits)
             if zone is not None:
                 known = {found.name: found.aggregate for found in zones.all()}
-                mine = {known[zone]} if zone in known else set()
-                placement.change_aggregates(node.provider, lambda found: (found - set(known.values())) | mine)
+                moved = Said(zone=known.get(zone), zones=frozenset(known.values()))
+                placement.change_aggregates(node.provider, moved.with_zone)
         except NotFound:
             pass  # it registers with what was said
 
@@ -246,10 +245,11 @@ def check_trait(trait: str) -> str:
             f"{trait[:80]!r} cannot be a trait that operators give",
             hint="write it like CUSTOM_SSD: capitals, digits and _",
         )
-    if trait.startswith(_OURS):
-        raise InvalidInput(
-            f"{trait[:80]} is the host's own to say", hint=f"choose one that does not begin with {_OURS}"
-        )
+    for ours in OUR_TRAITS:
+        if trait.startswith(ours):
+            raise InvalidInput(
+                f"{trait[:80]} is the host's own to say", hint=f"choose one that does not begin with {ours}"
+            )
     return trait
 
 

@@ -10,10 +10,11 @@ import pytest
 from ecompute.cluster.closing import DISABLED
 from ecompute.cluster.config import Config, InventorySettings
 from ecompute.cluster.errors import ClaimRefused, Conflict
+from ecompute.cluster.given import Said
 from ecompute.cluster.placement import Inventory, Placement
 from ecompute.cluster.shards import aggregates_of
 from ecompute.inventory import Measured
-from ecompute.registrar import Registrar, Said
+from ecompute.registrar import Registrar
 from ecompute.standing import Door
 
 MACHINE = Measured(vcpus=8, memory_mb=16000, disk_gb=100)
