@@ -261,23 +261,29 @@ class GangLauncher(Launcher):
         return gang.members[0].beside.exceeded(refusal, asked)
 
     def _do_not_fit(self, gang: Gang, rounds: Rounds, around: Round | None) -> CloudError:
+        """Return what to raise: what one of its members lacks even alone, or how many of them would fit."""
         count = len(gang.members)
-        if gang.tries >= CLAIM_TRIES:
+        if gang.tries >= CLAIM_TRIES or around is None:
             return NoRoom("every claim was lost to somebody else", hint="try again, or see `eschedule hosts`")
-        fit, over = 0, count
-        while around is not None and over - fit > 1:
+        unplaced = rounds.pack(gang, around).unplaced
+        stuck = next((member for member in gang.members if member.uuid == unplaced), gang.members[-1])
+        for member in (stuck, gang.members[0]):
+            if rounds.pack(gang, around, [member]).unplaced is not None:
+                is_offered = bool(around.offers[key_of(member.request)].hosts)
+                found = Stage.CANDIDATES if is_offered else Stage.NO_CANDIDATES
+                return self._no_room(member.request, member.beside, Stage.CLAIMED if gang.was_refused else found)
+        fit, over = 1, count
+        while over - fit > 1:
             middle = (fit + over) // 2
-            if rounds.pack(gang, around, middle).unplaced is None:
+            if rounds.pack(gang, around, gang.members[:middle]).unplaced is None:
                 fit = middle
             else:
                 over = middle
-        if not fit:
-            first = gang.members[0].request
-            host = None if first.host is None else self._offers.host(first.host)
-            return self._why_not.no_room(first.query, Stage.NO_CANDIDATES, host)
-        return NoRoom(
-            f"{count} instances do not fit together: there is room for {fit} of them",
-            hint="launch fewer, or see `eschedule hosts`",
+        return stuck.beside.no_room(
+            NoRoom(
+                f"{count} instances do not fit together: there is room for {fit} of them",
+                hint="launch fewer, or see `eschedule hosts`",
+            )
         )
 
     # --- requests ------------------------------------------------------------------------------

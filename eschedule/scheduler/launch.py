@@ -191,7 +191,7 @@ class Launcher:
             found = self._ranked(launch, offer, known)
             if found:
                 return [Choice(known[one.provider].name, one) for one in found]
-        raise self._no_room(launch)
+        raise self._no_room(request, launch.beside, launch.found)
 
     # --- candidates ----------------------------------------------------------------------------
 
@@ -241,7 +241,7 @@ class Launcher:
             if launch.beside is beside:
                 break
             # Its group was given another place meanwhile, which these offers need not have held.
-        raise self._no_room(launch)
+        raise self._no_room(launch.request, launch.beside, launch.found)
 
     def _try_offers(self, launch: _Launch) -> Launched | None:
         for offer in self._offer(launch):
@@ -255,14 +255,14 @@ class Launcher:
                     return launched
         return None
 
-    def _no_room(self, launch: _Launch) -> CloudError:
-        host = None if launch.request.host is None else self._offers.host(launch.request.host)
-        query, beside = launch.request.query, launch.beside
+    def _no_room(self, request: LaunchRequest, beside: Beside, found: Stage) -> CloudError:
+        """Return what to raise where no host takes ``request``."""
+        host = None if request.host is None else self._offers.host(request.host)
 
         def nearest() -> str:
-            return why_not(self._cloud, query, excluded=beside.excluded, only=beside.only)
+            return why_not(self._cloud, request.query, excluded=beside.excluded, only=beside.only)
 
-        error = self._why_not.no_room(query, launch.found, host, nearest)
+        error = self._why_not.no_room(request.query, found, host, nearest)
         return beside.no_room(error) if isinstance(error, NoRoom) else error
 
     def _try(self, launch: _Launch, offer: Offer, choice: Ranked, target: Target, closed: set[str]) -> Launched | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -115,8 +115,8 @@ class Rounds:
             limit=min(CANDIDATES_LIMIT, max(LIMIT, CANDIDATES_A_MEMBER * members)),
         )
 
-    def pack(self, gang: Gang, around: Round, count: int | None = None) -> Packing:
-        """Pack the first ``count`` members; None: all."""
+    def pack(self, gang: Gang, around: Round, some: Sequence[GangMember] | None = None) -> Packing:
+        """Pack ``some`` of its members; None: all."""
         seed = self._rng.getrandbits(64)
         room: dict[tuple[str, str], tuple[int, int]] = {}
         for offer in around.offers.values():
@@ -129,7 +129,7 @@ class Rounds:
                             room[provider, name] = (min(old[0], known[0]), max(old[1], known[1]))
         kinds: dict[tuple[int, Key], tuple[tuple[Way, ...], dict[str, str]]] = {}
         members = []
-        for member in gang.members[:count]:
+        for member in gang.members if some is None else some:
             beside, key = member.beside, key_of(member.request)
             if (id(beside), key) not in kinds:
                 kinds[id(beside), key] = self._ways(gang, member, around)

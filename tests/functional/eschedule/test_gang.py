@@ -84,6 +84,17 @@ def test_nothing_is_written_where_the_last_member_does_not_fit(
     assert [host.claims() for host in hosts] == [{}, {}]
 
 
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_member_that_no_host_serves_is_told_of_with_what_the_nearest_host_lacks(
+    place: int, cloud: Cloud, make_host: Callable[..., Any], make_gang: Callable[..., list[Any]]
+) -> None:
+    host = make_host(vcpus=4)
+    requests = make_gang(3)
+    (requests[place],) = make_gang(1, vcpus=5)
+    with pytest.raises(NoRoom, match=f"no host can serve resources=VCPU:5.*: {host.name} .* VCPU"):
+        GangLauncher(cloud).launch_all([replace(one, name=f"web-{n}") for n, one in enumerate(requests)])
+
+
 def test_nothing_stays_where_placement_refuses_what_would_have_fitted(
     cloud: Cloud,
     make_cloud: Callable[[], Cloud],

@@ -57,6 +57,19 @@ def test_more_members_than_hosts_cannot_be_apart_and_nothing_is_claimed(
     assert [host.claims() for host in hosts] == [{}, {}, {}]
 
 
+@pytest.mark.parametrize("hosts", [1, 2])
+def test_the_refusal_says_what_the_group_has_to_do_with_it(
+    hosts: int, cloud: Cloud, make_host: Callable[..., Any], make_gang: Callable[..., list[Any]]
+) -> None:
+    make_host(vcpus=8)
+    Groups(cloud).create("system", "apart", Policy.ANTI_AFFINITY, Scope.HOST)
+    GangLauncher(cloud).launch_all(make_gang(1, group="apart"))
+    for _ in range(1, hosts):
+        make_host(vcpus=8)
+    with pytest.raises(NoRoom, match="group apart keeps its members apart, and has one in 1 host; see `eschedule"):
+        GangLauncher(cloud).launch_all(make_gang(3, group="apart"))
+
+
 def test_members_that_are_to_be_together_are_all_on_one_host(
     cloud: Cloud, make_host: Callable[..., Any], make_gang: Callable[..., list[Any]]
 ) -> None:
