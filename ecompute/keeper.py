@@ -4,9 +4,11 @@
 call the same. Whether the host takes new instances is decided by `ecompute.standing`; what is read
 for that is read anew each time, since an event is a wake-up and a cache may be behind.
 
-Killed between two writes, it leaves less open than it should be: the node says first why the host is
-closed, then the provider is closed (trait, then reserve); opening goes the other way, and the next
-`keep` goes on. What operators gave it is remembered before it stands in placement (see `Memory`).
+First the node says whether the host is closed, and why; then placement has it, trait before reserve.
+Killed between two writes while it opens, it leaves a host that takes nothing yet: placement refuses
+claims until the inventory is free. While it closes, every request that had read the old node fails,
+and schedulers leave out one that is on hold, before placement knows. The next `keep` goes on. What
+operators gave it is remembered before it stands in placement (see `Memory`).
 
 Threads: one call of `keep` at a time.
 """

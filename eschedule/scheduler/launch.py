@@ -1,10 +1,10 @@
 """Launch one instance: candidates, then ``intent → claim → request``.
 
 Capacity is decided by placement in the claim; everything else by etcd in the request. What the
-request compares: the intent and the incarnation (`ecompute.cluster.claims`), the host's
-``/admin`` key as it was read (a host being drained takes nothing, whatever an answer says), the
-network and the address. A comparison that fails is read again; a host that says no is passed over.
-See `ecompute.cluster.claims` for what a death at any point leaves.
+request compares: the intent and the incarnation (`ecompute.cluster.claims`), the host's node and its
+``/admin`` key as they were read (one that is drained or closes takes nothing, whatever an answer says),
+the quota and the group, the network and the address. A comparison that fails is read again; a host
+that says no is passed over. See `ecompute.cluster.claims` for what a death at any point leaves.
 
 A launcher lives long: placement's answers (`cache`), what etcd says of hosts (`facts`) and the network
 are kept for a few seconds, so that a launch costs the intent's transaction, the claim and the request's

@@ -8,7 +8,8 @@ from pathlib import Path
 from ecompute.cluster import documents, keys, states
 from ecompute.cluster.documents import Document
 
-DOCS = Path(__file__).parents[3] / "docs"
+ROOT = Path(__file__).parents[3]
+DOCS = ROOT / "docs"
 
 
 def test_the_state_diagram_is_the_table() -> None:
@@ -67,3 +68,15 @@ def test_every_prefix_of_the_code_is_on_the_page() -> None:
     for name, value in vars(keys).items():
         if name.isupper() and isinstance(value, str):
             assert value.rstrip("/") in page, f"{name} is not on the page"
+
+
+def test_every_module_has_its_place_on_the_page_of_the_architecture() -> None:
+    page = (DOCS / "architecture.md").read_text(encoding="utf-8")
+    tree = page.split("## Where each thing lives")[1].split("```")[1]
+    told = {
+        package + name
+        for package, below in re.findall(r"^((?:ecompute|eschedule)/\S*)(.*(?:\n .*)*)", tree, re.MULTILINE)
+        for name in re.findall(r"\w+\.py", below)
+    }
+    modules = {path for root in ("ecompute", "eschedule") for path in (ROOT / root).rglob("*.py")}
+    assert told == {path.relative_to(ROOT).as_posix() for path in modules if not path.name.startswith("__")}
