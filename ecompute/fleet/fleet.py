@@ -34,6 +34,8 @@ STARTERS = 8
 STOPPERS = 16
 OPEN_TIMEOUT_S = 120.0
 SAY_PERIOD_S = 5.0
+END_PERIOD_S = 1.0
+"""How long the end of a fleet may go unnoticed by one who waits for a host."""
 MAX_HOSTS = 10_000
 
 Say = Callable[[str], None]
@@ -75,9 +77,15 @@ class FleetSettings:
 
 
 class FleetHost:
-    """One host of a fleet; made by `Fleet`."""
+    """One host of a fleet; made by `Fleet`.
 
-    def __init__(self, name: str, settings: FleetSettings, services: FleetServices) -> None:
+    Args:
+        is_ending: set when the fleet ends; a start under way is given up then.
+    """
+
+    def __init__(
+        self, name: str, settings: FleetSettings, services: FleetServices, *, is_ending: threading.Event
+    ) -> None:
         self.name = name
         self.machine = FleetMachine(
             name, Measured(settings.vcpus, settings.memory_mb, settings.disk_gb), settings.conduct
@@ -93,7 +101,10 @@ class FleetHost:
             inventory=replace(settings.config.inventory, vcpus=None, memory_mb=None, disk_gb=None, reserved=_NOTHING),
         )
         self._whole = services
+        self._is_ending = is_ending
         self._lock = threading.Lock()
+        self._starting: Daemon | None = None
+        """What waits for a service, maybe for long, while the lock is held."""
         self._daemon: Daemon | None = None
         self._services: HostServices | None = None
         self.provider = ""
@@ -110,7 +121,7 @@ class FleetHost:
         return daemon is not None and daemon.is_open
 
     def start(self, *, timeout_s: float = OPEN_TIMEOUT_S) -> None:
-        """Start its daemon and wait until the host has said what it has to say.
+        """Start its daemon and wait until the host has said what it has to say, or the fleet ends.
 
         Raises:
             CloudError: it cannot be started; nothing of it runs.
@@ -120,12 +131,26 @@ class FleetHost:
             if self._daemon is not None:
                 return
             services = HostServices(self._whole)
-            daemon = Daemon(self._config, self.machine.machine(), services)
-            if not daemon.start():
-                return
-            self._daemon, self._services, self.provider = daemon, services, daemon.provider
-        if not daemon.wait_registered(timeout_s):
-            raise StepFailed(f"{self.name} has not registered within {timeout_s:g} s", hint="look at its log with -v")
+            self._starting = daemon = Daemon(self._config, self.machine.machine(), services)
+            self.give_up_if_ending()  # it may have been set just before there was anything to stop
+            try:
+                if not daemon.start():
+                    return
+                self._daemon, self._services, self.provider = daemon, services, daemon.provider
+            finally:
+                self._starting = None
+        deadline = time.monotonic() + timeout_s
+        while not (daemon.wait_registered(END_PERIOD_S) or self._is_ending.is_set()):
+            if time.monotonic() >= deadline:
+                raise StepFailed(
+                    f"{self.name} has not registered within {timeout_s:g} s", hint="look at its log with -v"
+                )
+
+    def give_up_if_ending(self) -> None:
+        """Have a start that is under way return, if the fleet ends."""
+        starting = self._starting
+        if starting is not None and self._is_ending.is_set():
+            starting.stop()
 
     def stop(self) -> None:
         """Finish the steps in hand, reserve the host, and end. Idempotent."""
@@ -159,7 +184,7 @@ class Fleet:
         self._is_stopping = threading.Event()
         digits = len(str(settings.hosts))
         self.hosts = [
-            FleetHost(f"{settings.prefix}-{number:0{digits}}", settings, self._services)
+            FleetHost(f"{settings.prefix}-{number:0{digits}}", settings, self._services, is_ending=self._is_stopping)
             for number in range(1, settings.hosts + 1)
         ]
 
@@ -189,7 +214,7 @@ class Fleet:
         began = time.monotonic()
         try:
             with _progress(self._say, lambda: sum(host.is_running for host in self.hosts), len(self.hosts)):
-                self._for_all(lambda host: None if self._is_stopping.is_set() else host.start(), STARTERS)
+                self._for_all(self._start, STARTERS)
         except BaseException:
             self.stop()
             raise
@@ -198,8 +223,10 @@ class Fleet:
         return self
 
     def end(self) -> None:
-        """Have `start` begin no further host; from any thread."""
+        """Have `start` begin no further host, and give up those that it waits for; from any thread."""
         self._is_stopping.set()
+        for host in self.hosts:
+            host.give_up_if_ending()
 
     def stop(self) -> None:
         """Reserve and end all hosts. Idempotent."""
@@ -208,6 +235,15 @@ class Fleet:
             self._for_all(FleetHost.stop, STOPPERS)
         finally:
             self._services.close()
+
+    def _start(self, host: FleetHost) -> None:
+        if self._is_stopping.is_set():
+            return
+        try:
+            host.start()
+        except BaseException:
+            self.end()  # all are stopped for it: the others need not wait
+            raise
 
     def kill(self, host: FleetHost) -> None:
         """End one host's daemon as ``kill -9`` would."""
