@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from msgspec import structs
@@ -56,6 +56,7 @@ class Audit:
         events: where repairs are recorded; the lead's by default.
         pause: called with seconds between requests to placement.
         grace_s: how far apart two looks are that are believed.
+        answer_timeout_s: how long a host is waited for; one that is silent is asked nothing more that turn.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Audit:
         events: Events | None = None,
         pause: Callable[[float], object] = lambda seconds: None,
         grace_s: float = GRACE_S,
+        answer_timeout_s: float = ANSWER_TIMEOUT_S,
     ) -> None:
         self._store = store
         self._placement = placement
@@ -76,6 +78,7 @@ class Audit:
         self._events = Events(store, LEAD) if events is None else events
         self._pause = pause
         self._grace_s = grace_s
+        self._answer_timeout_s = answer_timeout_s
         self._each = EachAlone()
         self._reclaimer = Reclaimer(store, placement, self._events, guard)
         self._before: dict[bool, Look | None] = {True: None, False: None}
@@ -122,12 +125,13 @@ class Audit:
             reason = "its instance is nowhere any more"
             self._each(f"{key} could not be deleted", self._delete, key, revision, reason)
         hosts = {question.consumer: question.provider for question in found.questions}
-        nothing_there = frozenset(question for question in found.questions if self._is_nothing_there(question))
+        nothing_there = self._without_anything(found.questions)
         released = tuple(
             consumer
             for consumer in releases(found, deleted, nothing_there)
             if self._each(f"claim {consumer} could not be released", self._release, consumer, hosts[consumer])
         )
+        self._reclaimer.keep(found.unbacked)
         for uuid in found.unbacked:
             self._pause(PAUSE_S)
             outcome = self._each(f"instance {uuid} could not be given its claim again", self._reclaimer.reclaim, uuid)
@@ -203,10 +207,21 @@ class Audit:
         log.warning("deleted %s: %s", key, reason)
         return True
 
-    def _is_nothing_there(self, question: Question) -> bool:
-        asked = Operation(kind=PRESENCE, instance_uuid=question.consumer)
-        answered = ask(self._store, question.provider, asked, timeout_s=ANSWER_TIMEOUT_S)
-        return answered is not None and answered.answer == NOTHING
+    def _without_anything(self, questions: Iterable[Question]) -> frozenset[Question]:
+        """Return those of which their hosts say that nothing is there."""
+        silent: set[str] = set()
+        found: set[Question] = set()
+        for question in questions:
+            if question.provider in silent:
+                continue  # the look after this one asks it again
+            asked = Operation(kind=PRESENCE, instance_uuid=question.consumer)
+            answered = ask(self._store, question.provider, asked, timeout_s=self._answer_timeout_s)
+            if answered is None:
+                silent.add(question.provider)
+                log.info("host %s does not answer the audit within %g s", question.provider, self._answer_timeout_s)
+            elif answered.answer == NOTHING:
+                found.add(question)
+        return frozenset(found)
 
     def _record(self, provider: str, type_: str, message: str) -> None:
         """Keep it among the host's events: the object that it was about is no more."""

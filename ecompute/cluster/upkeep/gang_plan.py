@@ -88,10 +88,10 @@ def gang_repairs(before: GangsLook | None, now: GangsLook, *, grace_s: float = G
         return GangRepairs(destroy=destroy)
     same = {uuid: record for uuid, record in now.records.items() if before.records.get(uuid) == record}
     present = now.members.keys() | before.members.keys()
-    named_before = {member.gang for member in before.members.values()}
+    recordless = {member.gang for member in before.members.values()} - now.records.keys() - before.records.keys()
     orphaned: dict[str, set[str]] = {}
     for uuid, member in now.members.items():
-        if member.gang in named_before - now.records.keys() - before.records.keys():
+        if member.gang in recordless:
             orphaned.setdefault(member.gang, set()).add(uuid)
     return GangRepairs(
         cancel={uuid: r.mod_revision for uuid, r in same.items() if r.state is GangState.WRITING},

@@ -86,8 +86,9 @@ class GangUpkeep:
     def _read(self, *, is_full: bool) -> _Read:
         began_s = self._charge.clock()
         records = {item.value.uuid: item for item in self._store.list(keys.GANGS, Gang).items}
+        found: Iterable[Versioned[Instance]]
         if is_full:
-            found = self._store.list(keys.INSTANCES, Instance).items
+            found = self._store.each(keys.INSTANCES, Instance)  # of all there are, members alone are kept
         else:
             records = {uuid: r for uuid, r in records.items() if r.value.state is not GangState.COMMITTED}
             found = self._of(uuid for record in records.values() for uuid in record.value.members)
@@ -171,8 +172,8 @@ def _begin(charge: Charge) -> Callable[[], object]:
         nonlocal next_full_s
         upkeep.run(is_full=False)
         if charge.clock() >= next_full_s:
-            next_full_s = charge.clock() + FULL_PERIOD_S
             upkeep.run(is_full=True)
+            next_full_s = charge.clock() + FULL_PERIOD_S
 
     return turn
 

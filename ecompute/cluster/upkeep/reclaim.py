@@ -18,7 +18,7 @@ Safe from several threads.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -96,6 +96,10 @@ class Reclaimer:
         self._told.discard(uuid)
         return Outcome.CLAIMED
 
+    def keep(self, uuids: Iterable[str]) -> None:
+        """Forget what was said of all others: they hold something again, or are no more."""
+        self._told.intersection_update(uuids)
+
     def _claim(self, instance: Instance) -> None:
         for provider, amounts in instance.claim.items():
             if provider != instance.provider:
@@ -166,6 +170,7 @@ def _begin(charge: Charge) -> Callable[[], object]:
 
     def turn() -> None:
         """Claim again for the guests of hosts that say so: together with placement's answer, two looks."""
+        looked: set[str] = set()
         for node in charge.store.each(keys.NODES, Node):
             if not node.value.unclaimed or node.value.hold is not None:
                 continue
@@ -173,7 +178,9 @@ def _begin(charge: Charge) -> Callable[[], object]:
                 if item.value.role is Role.RUN:
                     charge.pause(PAUSE_S)
                     uuid = item.value.uuid
+                    looked.add(uuid)
                     each(f"instance {uuid} could not be given its claim again", reclaimer.reclaim, uuid)
+        reclaimer.keep(looked)
 
     return turn
 

@@ -55,6 +55,8 @@ class FakeHost:
     trait: str
     guests: set[str] = field(default_factory=set)
     """What it says is there when it is asked."""
+    is_silent: bool = False
+    """Whether it answers nothing."""
     inventory: dict[str, InventoryFacts] = field(default_factory=dict)
 
     def register(self, *, vcpus: int, memory_mb: int, disk_gb: int) -> None:
@@ -124,6 +126,8 @@ class FakeHost:
         self.store.commit([], [Put(keys.seen(self.provider, uuid_), document)])
 
     def has_nothing(self, uuid_: str) -> Future[bool]:
+        if self.is_silent:
+            raise RuntimeError("a test has it silent")
         answer: Future[bool] = Future()
         answer.set_result(uuid_ not in self.guests)
         return answer

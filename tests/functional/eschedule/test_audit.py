@@ -12,12 +12,24 @@ from msgspec import structs
 
 from ecompute.cluster import keys
 from ecompute.cluster.claims import Claims
-from ecompute.cluster.documents import Expiry, Instance, Node, Policy, Role, Scope, State, Tagged, UsedUuid, timestamp
+from ecompute.cluster.documents import (
+    Expiry,
+    Instance,
+    Node,
+    Operation,
+    Policy,
+    Role,
+    Scope,
+    State,
+    Tagged,
+    UsedUuid,
+    timestamp,
+)
 from ecompute.cluster.errors import InvalidInput
 from ecompute.cluster.events import INSTANCE, read
 from ecompute.cluster.placement import Inventory, Placement
 from ecompute.cluster.placement.documents import PRESENCE
-from ecompute.cluster.store import Delete, Put, Store, present
+from ecompute.cluster.store import Change, Delete, Put, Store, present
 from ecompute.cluster.upkeep.audit import Audit
 from ecompute.cluster.upkeep.decide import GRACE_S
 from ecompute.cluster.upkeep.duties import Charge
@@ -81,6 +93,26 @@ def test_an_instance_whose_claim_is_lost_is_given_it_again(
     assert kinds(twice(audit, clock)) == set()
 
 
+def test_what_was_told_of_an_instance_that_is_no_more_is_forgotten(
+    cloud: Cloud, store: Store, make_host: Callable[..., Any], make_request: Callable[..., Any]
+) -> None:
+    make_host(vcpus=2)
+    guest = launched(cloud, make_request, vcpus=2)
+    cloud.placement.release(guest)
+    launched(cloud, make_request, vcpus=1)
+    reclaimer = Reclaimer(store, cloud.placement, cloud.events, list)
+
+    def told() -> int:
+        assert reclaimer.reclaim(guest) is Outcome.REFUSED
+        return [event.type for event in read(store, INSTANCE, guest)].count("claim.lost")
+
+    assert [told(), told()] == [1, 1]
+    reclaimer.keep([guest])
+    assert told() == 1
+    reclaimer.keep([])
+    assert told() == 2
+
+
 def test_a_claim_that_finds_no_room_any_more_is_told_once_and_the_guest_left(
     audit: Audit,
     clock: Any,
@@ -138,6 +170,38 @@ def test_an_intent_that_is_given_up_spends_its_uuid(
     used = store.get(keys.used_uuid(chosen), UsedUuid)
     assert used is not None and used.value.is_spent
     assert host.claims() == {}
+
+
+def test_a_host_that_does_not_answer_is_asked_once_a_turn(
+    clock: Any, cloud: Cloud, store: Store, make_host: Callable[..., Any], eventually: Callable[..., None]
+) -> None:
+    silent, answering = make_host(), make_host()
+    silent.is_silent = True
+    audit = Audit(store, cloud.placement, list, clock, answer_timeout_s=1)
+    consumers: dict[str, list[str]] = {silent.provider: [], answering.provider: []}
+    for host in (silent, answering):
+        for _ in range(3):
+            consumers[host.provider].append(str(uuid.uuid4()))
+            claim = Claims(store, cloud.placement, writer="a test").begin(
+                consumers[host.provider][-1], namespace="system"
+            )
+            claim.take({host.provider: {"VCPU": 1}}, {"": [host.provider]})
+    found = twice(audit, clock)
+    asked: list[str] = []
+    watcher = store.watcher()
+
+    def changed(change: Change[Operation]) -> None:
+        if change.before is None and change.after is not None:
+            asked.append(change.key)
+
+    try:
+        watcher.follow(keys.OPERATIONS, Operation, changed)
+        assert sorted(audit.repair(found)) == sorted(consumers[answering.provider])
+        assert silent.claims().keys() == set(consumers[silent.provider])
+        eventually(lambda: len(asked) >= 4)
+    finally:
+        watcher.close()
+    assert [keys.parts(key)[1] for key in asked].count(silent.provider) == 1
 
 
 def test_what_cannot_be_given_up_is_not_in_the_way_of_the_others(

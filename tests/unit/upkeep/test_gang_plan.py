@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import KeysView, Mapping
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -31,6 +31,24 @@ def look(
 
 def member(state: State = State.INITIAL, *, is_gone: bool = False) -> GangMember:
     return GangMember("g", state, is_gone)
+
+
+class Records(dict[str, GangRecord]):
+    """Counts how often all of its keys are gone through."""
+
+    looks = 0
+
+    def keys(self) -> KeysView[str]:  # type: ignore[override]
+        self.looks += 1
+        return super().keys()
+
+
+def test_the_records_are_gone_through_once_however_many_members_there_are() -> None:
+    records = Records({f"g{n}": COMMITTED for n in range(50)})
+    members = {f"m{n}": member() for n in range(50)}
+    then, now = look(0, records, members), look(60, records, members)
+    assert gang_repairs(then, now).orphaned == {"g": frozenset(members)}
+    assert records.looks <= 2
 
 
 def test_a_record_that_nobody_writes_for_the_grace_period_is_cancelled() -> None:
