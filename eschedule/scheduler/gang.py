@@ -41,7 +41,7 @@ from eschedule.scheduler.pack import Packing, Way
 from eschedule.scheduler.question import for_launch
 from eschedule.scheduler.request import LaunchRequest, check
 from eschedule.scheduler.rounds import Gang, GangMember, Key, Round, Rounds, key_of
-from eschedule.scheduler.whynot import Stage
+from eschedule.scheduler.whynot import Stage, all_lost, too_long
 
 GANG_TRIES = 4
 """How often a gang is begun: anew where a host was closed between its request and the commit."""
@@ -238,21 +238,22 @@ class GangLauncher(Launcher):
         self._on_step(f"announcing {len(gang.members)} instances")
         gangs = Gangs(self._store, self._cloud.placement, writer=who(), rng=self._rng, now=self._now)
         try:
-            return gangs.begin(
-                gang.uuid,
-                [member.uuid for member in gang.members],
-                namespace=gang.namespace,
-                incarnation=self._facts.incarnation(),
+            return self._with_incarnation(
+                lambda incarnation: gangs.begin(
+                    gang.uuid,
+                    [member.uuid for member in gang.members],
+                    namespace=gang.namespace,
+                    incarnation=incarnation,
+                )
             )
         except CompareFailed as error:
-            self._facts.forget("incarnation")
-            raise Conflict("the cloud's data is being put back", hint="try again when it is done") from error
+            raise too_long() from error  # its record was ended while its intents were written
 
     def _refresh(self, claim: GangClaim, *, is_due: bool = False) -> None:
         try:
             claim.refresh(is_due=is_due)
         except CompareFailed as error:
-            raise _too_long() from error
+            raise too_long() from error
 
     def _over_quota(self, gang: Gang, refusal: ClaimRefused) -> CloudError:
         asked: Counter[str] = Counter(INSTANCES=len(gang.members))
@@ -264,7 +265,7 @@ class GangLauncher(Launcher):
         """Return what to raise: what one of its members lacks even alone, or how many of them would fit."""
         count = len(gang.members)
         if gang.tries >= CLAIM_TRIES or around is None:
-            return NoRoom("every claim was lost to somebody else", hint="try again, or see `eschedule hosts`")
+            return all_lost()
         unplaced = rounds.pack(gang, around).unplaced
         stuck = next((member for member in gang.members if member.uuid == unplaced), gang.members[-1])
         for member in (stuck, gang.members[0]):
@@ -358,7 +359,7 @@ class GangLauncher(Launcher):
         """
         if claim.is_void():
             claim.is_in_doubt = True
-            raise _too_long()
+            raise too_long()
         if failures >= REQUEST_TRIES:
             raise Conflict(f"its requests lost against others {failures} times", hint="try again")
         self._pause()
@@ -386,7 +387,7 @@ class GangLauncher(Launcher):
             except CompareFailed:
                 if claim.is_void():
                     claim.is_in_doubt = True
-                    raise _too_long() from None
+                    raise too_long() from None
                 if attempt:
                     self._pause()
                 self._facts.forget("incarnation", *hosts)
@@ -443,7 +444,3 @@ def checked_requests(requests: Sequence[LaunchRequest]) -> list[LaunchRequest]:
 
 def _beside_key(request: LaunchRequest) -> tuple[str | None, str]:
     return (request.group, request.query)
-
-
-def _too_long() -> Conflict:
-    return Conflict("this launch took too long and was given up for dead", hint="launch it again")

@@ -21,12 +21,13 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 from uuid import uuid4
 
 from ecompute.cluster import keys
 from ecompute.cluster.chosen import Chosen
 from ecompute.cluster.claims import Claim
-from ecompute.cluster.documents import Alive, Instance, Node
+from ecompute.cluster.documents import Alive, Incarnation, Instance, Node
 from ecompute.cluster.errors import (
     ClaimRefused,
     CloudError,
@@ -53,7 +54,9 @@ from eschedule.scheduler.order import claim_of, order_of
 from eschedule.scheduler.question import for_launch
 from eschedule.scheduler.rank import Ranked, Reason, Wishes
 from eschedule.scheduler.request import LaunchRequest, check
-from eschedule.scheduler.whynot import Stage, WhyNot
+from eschedule.scheduler.whynot import Stage, WhyNot, put_back, too_long
+
+T = TypeVar("T")
 
 REQUEST_TRIES = 20
 BESIDE_TRIES = 5
@@ -317,19 +320,30 @@ class Launcher:
 
     def _begin(self, launch: _Launch) -> Claim:
         """Write the intent."""
+        try:
+            return self._with_incarnation(
+                lambda incarnation: self._cloud.claims.begin(
+                    launch.uuid, namespace=launch.request.namespace, incarnation=incarnation, chosen=launch.chosen
+                )
+            )
+        except CompareFailed as error:
+            raise _Begun from error
+
+    def _with_incarnation(self, begin: Callable[[Versioned[Incarnation]], T]) -> T:
+        """Return what ``begin`` does with the incarnation; one that is not that of today is read again.
+
+        Raises:
+            CompareFailed: it failed with that of today.
+            Conflict: it is another one whenever it is read.
+        """
         for _ in range(INTENT_TRIES):
             try:
-                return self._cloud.claims.begin(
-                    launch.uuid,
-                    namespace=launch.request.namespace,
-                    incarnation=self._facts.incarnation(),
-                    chosen=launch.chosen,
-                )
+                return begin(self._facts.incarnation())
             except CompareFailed as error:
                 if keys.INCARNATION not in error.keys:
-                    raise _Begun from error
+                    raise
                 self._facts.forget("incarnation")
-        raise Conflict("the cloud's data is being put back", hint="try again when it is done")
+        raise put_back()
 
     # --- request -------------------------------------------------------------------------------
 
@@ -353,9 +367,7 @@ class Launcher:
                 self._facts.forget(provider, "incarnation")
                 self._networks.forget(launch.request.namespace)
                 if claim.is_void():
-                    raise Conflict(
-                        "this launch took too long and was given up for dead", hint="launch it again"
-                    ) from None
+                    raise too_long() from None
                 collisions += any(key.startswith(keys.NETWORKS) for key in error.keys)
                 if launch.beside.is_reason(error):
                     claim.release()

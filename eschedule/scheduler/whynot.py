@@ -1,7 +1,4 @@
-"""Why a launch found no host, in one line that says what to do. Reads only, and only once it has failed.
-
-`lacking` is pure.
-"""
+"""Why a launch failed, in one line that says what to do. Reads only, and only once it has failed."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ from typing import TYPE_CHECKING
 from ecompute.cluster import keys
 from ecompute.cluster.claims import incarnation_of
 from ecompute.cluster.documents import Node
-from ecompute.cluster.errors import CloudError, InvalidInput, NoRoom, NotFound
+from ecompute.cluster.errors import CloudError, Conflict, InvalidInput, NoRoom, NotFound
 from ecompute.cluster.placement import Inventory, candidates_query
 from eschedule.scheduler.facts import Facts
 from eschedule.scheduler.question import aggregates_of
@@ -60,7 +57,7 @@ class WhyNot:
         if host is not None:
             return self._on(query, host)
         if stage is Stage.CLAIMED:
-            return NoRoom("every claim was lost to somebody else", hint="try again, or see `eschedule hosts`")
+            return all_lost()
         for aggregate in aggregates_of(candidates_query(query)):
             if not self._placement.providers(member_of=aggregate):
                 return InvalidInput(
@@ -112,6 +109,21 @@ def lacking(totals: Mapping[str, int], inventories: Mapping[str, Inventory], usa
             most = f", at most {inventory.max_unit} for one" if inventory.max_unit < inventory.capacity else ""
             found.append(f"{name}: {amount} asked for, {free} of {inventory.capacity} free{units}{most}")
     return found
+
+
+def all_lost() -> NoRoom:
+    """Return what to raise where there was room, and others took it."""
+    return NoRoom("every claim was lost to somebody else", hint="try again, or see `eschedule hosts`")
+
+
+def too_long() -> Conflict:
+    """Return what to raise where the lead or the audit has ended a launch."""
+    return Conflict("this launch took too long and was given up for dead", hint="launch it again")
+
+
+def put_back() -> Conflict:
+    """Return what to raise where the incarnation is another one whenever it is read."""
+    return Conflict("the cloud's data is being put back", hint="try again when it is done")
 
 
 def explained(error: InvalidInput, placement: Placement) -> InvalidInput:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -12,10 +13,10 @@ from typing import Any
 import pytest
 
 from ecompute.cluster import keys
-from ecompute.cluster.documents import Assignment, Gang, GangState, Instance
+from ecompute.cluster.documents import Assignment, Gang, GangState, Incarnation, Instance
 from ecompute.cluster.errors import Conflict, InvalidInput, NoRoom
 from ecompute.cluster.placement import Placement
-from ecompute.cluster.store import Delete, Store
+from ecompute.cluster.store import Delete, Put, Store
 from eschedule.cloud.connection import Cloud
 from eschedule.scheduler.gang import GangLauncher
 from eschedule.scheduler.launch import Launched
@@ -190,6 +191,32 @@ def test_a_gang_whose_only_hosts_drain_is_taken_back_whole(
     assert host.claims() == {}
     assert {key for key in all_keys() if not key.startswith((keys.NETWORKS, keys.VNIS, keys.NAMES))} == set()
     assert not any("/instance/" in key or "/ports/" in key or "/addresses/" in key for key in all_keys())
+
+
+def test_an_incarnation_that_was_read_a_moment_ago_is_read_again(
+    cloud: Cloud, store: Store, make_host: Callable[..., Any], make_gang: Callable[..., list[Any]]
+) -> None:
+    make_host(vcpus=4)
+    launcher = GangLauncher(cloud)
+    launcher.launch(make_gang(1)[0])
+    found = store.get(keys.INCARNATION, Incarnation)
+    assert found is not None
+    store.commit([], [Put(found.key, found.value)])
+    check_whole(store, launcher.launch_all(make_gang(3)))
+
+
+def test_a_gang_whose_record_is_ended_while_it_is_begun_took_too_long(
+    cloud: Cloud, store: Store, make_host: Callable[..., Any], make_gang: Callable[..., list[Any]]
+) -> None:
+    """The first intents are written with its record, and the others after it."""
+    make_host(vcpus=100)
+
+    def late() -> float:
+        store.commit([], [Delete(key) for key in store.keys(keys.GANGS)[0]])
+        return time.time()
+
+    with pytest.raises(Conflict, match="took too long and was given up for dead; launch it again"):
+        GangLauncher(cloud, now=late).launch_all(make_gang(100))
 
 
 def test_a_gang_that_the_lead_has_ended_is_not_committed(
