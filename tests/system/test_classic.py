@@ -95,7 +95,7 @@ def _aggregate(cluster: Cluster, provider: str, aggregates: list[str]) -> None:
 def test_without_room_it_says_so_and_exits_1(cluster: Cluster) -> None:
     for query in (
         "resources=VCPU:1,DISK_GB:1,MEMORY_MB:999999",
-        f"{QUERY}&required=COMPUTE_STATUS_DISABLED",
+        f"{QUERY}&required=STORAGE_DISK_SSD",  # which no host says of itself
         f"{QUERY}&in_tree={uuid4()}",
     ):
         assert cluster.eschedule(query, check=False) == (
