@@ -50,13 +50,6 @@ def closed_traits(traits: AbstractSet[str]) -> frozenset[str]:
     return frozenset(traits | {DISABLED})
 
 
-def is_closed(inventories: Mapping[str, Inventory], traits: AbstractSet[str]) -> bool:
-    """Whether a host with these takes nothing new, from whatever answer."""
-    return DISABLED in traits and all(
-        item.reserved >= item.total for name, item in inventories.items() if name in CLASSES
-    )
-
-
 def said(admin: Admin, **changes: Any) -> Admin:
     """Return ``admin`` with ``changes``, counting one turn more where its effective state is another.
 

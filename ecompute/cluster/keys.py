@@ -211,11 +211,6 @@ def idempotency(namespace: str, key: str) -> str:
     return f"{IDEMPOTENCY}{_part(namespace)}/{_part(key)}"
 
 
-def expiries_until(seconds: int) -> str:
-    """The end (exclusive) of the range of what is due at ``seconds`` since 1970."""
-    return f"{EXPIRIES}{seconds + 1:012d}/"
-
-
 def expiry(seconds: int, uuid: str) -> str:
     return f"{EXPIRIES}{seconds:012d}/{_part(uuid)}"
 

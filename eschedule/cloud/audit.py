@@ -19,9 +19,6 @@ from eschedule.cloud.connection import Cloud
 
 __all__ = ["GRACE_S", "Audited", "Finding", "audit"]
 
-PAUSE_S = 0.25
-"""Between requests to placement: launches come first."""
-
 
 @dataclass(frozen=True)
 class Audited:

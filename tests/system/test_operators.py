@@ -11,7 +11,7 @@ from cloud import Cluster
 from host import Host, wait_for
 
 from ecompute.cluster import keys
-from ecompute.cluster.closing import is_closed
+from ecompute.cluster.closing import DISABLED, closed
 from ecompute.cluster.documents import Admin, AdminState
 from ecompute.cluster.errors import ClaimRefused
 from ecompute.cluster.placement import Candidate
@@ -113,7 +113,8 @@ def _cannot_be_claimed(cluster: Cluster, candidate: Candidate) -> None:
 
 
 def _is_closed(cluster: Cluster, host: Host) -> bool:
-    return is_closed(cluster.claims.inventories(host.provider).inventories, cluster.claims.traits(host.provider))
+    found = cluster.claims.inventories(host.provider).inventories
+    return closed(found) == found and DISABLED in cluster.claims.traits(host.provider)
 
 
 def _is_heard(cluster: Cluster, host: Host) -> bool:

@@ -210,10 +210,10 @@ def test_leases_users_and_the_cluster_are_not_its_to_change(cloud: SecuredCluste
         assert held is not None
         _refused(lambda held=held: _call(thief, "leasestub", "LeaseRevoke", rpc.LeaseRevokeRequest(ID=held.lease)), key)
         assert cloud.store.get(key, dict) == held
-    users = thief.users
+    users, password = thief.users, rpc.AuthUserChangePasswordRequest(name="host-host-1", password="x")
     for change in (
         lambda: users.add("another", "x"),
-        lambda: users.set_password("host-host-1", "x"),
+        lambda: _call(thief, "auth_stub", "UserChangePassword", password),
         lambda: users.give("host-host-2", "root"),
         lambda: users.delete("host-host-1"),
         lambda: users.delete_role("ecompute-upkeep"),

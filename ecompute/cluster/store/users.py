@@ -59,9 +59,6 @@ class Users:
             request = rpc.AuthUserAddRequest(name=user, password=password)
         self._ask("UserAdd", request)
 
-    def set_password(self, user: str, password: str) -> None:
-        self._ask("UserChangePassword", rpc.AuthUserChangePasswordRequest(name=user, password=password))
-
     def delete(self, user: str) -> None:
         self._ask("UserDelete", rpc.AuthUserDeleteRequest(name=user))
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ecompute.cluster import keys
-from ecompute.cluster.closing import DISABLED, is_closed
+from ecompute.cluster.closing import DISABLED, closed
 from ecompute.cluster.documents import (
     Admin,
     AdminState,
@@ -38,7 +38,8 @@ def admin(store: Store, provider: str) -> Admin:
 
 
 def is_shut(placement: Placement, provider: str) -> bool:
-    return is_closed(placement.inventories(provider).inventories, placement.traits(provider))
+    found = placement.inventories(provider).inventories
+    return closed(found) == found and DISABLED in placement.traits(provider)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from ecompute.cluster import keys
-from ecompute.cluster.closing import DISABLED, is_closed
+from ecompute.cluster.closing import DISABLED, closed
 from ecompute.cluster.documents import Admin, AdminState, Instance, Node, State
 from ecompute.cluster.saying import say
 from ecompute.cluster.store import Put, unchanged
@@ -36,7 +36,7 @@ def stands(cloud: Cloud, provider: str) -> tuple[bool, bool] | None:
     if placement.provider(provider) is None:
         return None
     traits, inventories = placement.traits(provider), placement.inventories(provider).inventories
-    return DISABLED in traits, is_closed(inventories, {DISABLED})
+    return DISABLED in traits, closed(inventories) == inventories
 
 
 @pytest.mark.parametrize("state", [AdminState.ACTIVE, AdminState.DRAINING])

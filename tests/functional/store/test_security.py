@@ -257,12 +257,11 @@ def test_a_user_is_made_given_a_role_and_taken_back(root: Store, settings: EtcdS
     users = root.users
     users.set_role("hers", ROLE)
     for _ in range(2):
-        users.add("she", "first")
+        users.add("she", "hers")
         users.give("she", "hers")
-    users.set_password("she", "second")
     assert users.roles_of("she") == {"hers"}
     password = tmp_path / "her-password"
-    password.write_text("second")
+    password.write_text("hers")
     with Store(replace(settings, user="she", password_file=password), timeout_s=2) as store:
         store.commit([absent("/hers/a")], [Put("/hers/a", name())])
         assert [store.users.may(grant) for grant in ROLE] == [True, True, True]
