@@ -42,7 +42,6 @@ from ecompute.cluster.expiring import moment
 from ecompute.cluster.placement import candidates_query
 from ecompute.cluster.store import Versioned
 from eschedule.cloud.connection import Cloud
-from eschedule.cloud.explain import why_not
 from eschedule.cloud.networks import Networks
 from eschedule.scheduler.beside import Beside, BesideChanged, Rows
 from eschedule.scheduler.cache import Offer, OfferCache
@@ -131,7 +130,7 @@ class Launcher:
         self._networks = Networks(cloud.store, rng=self._rng, now=now)
         self._facts = Facts(cloud.store)
         self._offers = Offers(cloud.store, cloud.placement, self._facts, OfferCache(), rng=self._rng)
-        self._why_not = WhyNot(cloud.store, cloud.placement, self._facts)
+        self._why_not = WhyNot(cloud, self._facts)
         self._once = Once(cloud.store, rng=self._rng, now=now)
         self._on_refused = on_refused
         self._on_step = on_step
@@ -261,11 +260,7 @@ class Launcher:
     def _no_room(self, request: LaunchRequest, beside: Beside, found: Stage) -> CloudError:
         """Return what to raise where no host takes ``request``."""
         host = None if request.host is None else self._offers.host(request.host)
-
-        def nearest() -> str:
-            return why_not(self._cloud, request.query, excluded=beside.excluded, only=beside.only)
-
-        error = self._why_not.no_room(request.query, found, host, nearest)
+        error = self._why_not.no_room(request.query, found, host, excluded=beside.excluded, only=beside.only)
         return beside.no_room(error) if isinstance(error, NoRoom) else error
 
     def _try(self, launch: _Launch, offer: Offer, choice: Ranked, target: Target, closed: set[str]) -> Launched | None:

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Mapping
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
 from ecompute.cluster import keys
 from ecompute.cluster.claims import incarnation_of
 from ecompute.cluster.documents import Node
-from ecompute.cluster.errors import CloudError, Conflict, InvalidInput, NoRoom, NotFound
-from ecompute.cluster.placement import Inventory, candidates_query
+from ecompute.cluster.errors import CloudError, Conflict, InvalidInput, NoRoom
+from ecompute.cluster.placement import candidates_query
+from eschedule.cloud.explain import look, why_not
 from eschedule.scheduler.facts import Facts
 from eschedule.scheduler.question import aggregates_of
 
 if TYPE_CHECKING:
     from ecompute.cluster.placement import Placement
-    from ecompute.cluster.store import Store
+    from eschedule.cloud.connection import Cloud
 
 _NAME = re.compile(r"\b[A-Z][A-Z0-9_]{2,}\b")
 
@@ -35,27 +35,35 @@ class Stage(IntEnum):
 class WhyNot:
     """Safe from several threads."""
 
-    def __init__(self, store: Store, placement: Placement, facts: Facts) -> None:
-        self._store = store
-        self._placement = placement
+    def __init__(self, cloud: Cloud, facts: Facts) -> None:
+        self._cloud = cloud
+        self._store = cloud.store
+        self._placement = cloud.placement
         self._facts = facts
 
     def no_room(
-        self, query: str, stage: Stage, host: str | None, nearest: Callable[[], str] = lambda: ""
+        self,
+        query: str,
+        stage: Stage,
+        host: str | None,
+        *,
+        excluded: frozenset[str] = frozenset(),
+        only: frozenset[str] | None = None,
     ) -> CloudError:
         """Return what to raise.
 
         Args:
             query: the user's.
             host: the provider of the one host that it was to be on.
-            nearest: tells which host came nearest to serving it; asked only where that is the reason.
+            excluded: hosts that its group does not allow.
+            only: the hosts that alone its group allows; None: any other.
 
         Raises:
             OnHold: etcd holds no cloud, or has lost it.
         """
         incarnation_of(self._store)
         if host is not None:
-            return self._on(query, host)
+            return self._on(query, host, excluded, only)
         if stage is Stage.CLAIMED:
             return all_lost()
         for aggregate in aggregates_of(candidates_query(query)):
@@ -69,7 +77,7 @@ class WhyNot:
         nodes = [item.value for item in self._store.list(keys.NODES, Node).items]
         held = sorted((node for node in nodes if node.hold is not None), key=lambda node: node.name)
         if not held:
-            miss = nearest()
+            miss = why_not(self._cloud, query, excluded=excluded, only=only)
             return NoRoom(f"{text}: {miss}" if miss else text, hint=hint)
         # Hosts on hold offer nothing, and then that is the reason, and not the lack of room.
         return NoRoom(
@@ -77,38 +85,18 @@ class WhyNot:
             hint="see `eschedule hosts`; an operator ends a hold with `ecompute adopt`",
         )
 
-    def _on(self, query: str, provider: str) -> NoRoom:
-        node = self._store.get(keys.node(provider), Node)
-        name = provider if node is None else node.value.name
-        self._facts.forget(provider)
-        closed = self._facts.refusals([provider]).get(provider)
+    def _on(self, query: str, host: str, excluded: frozenset[str], only: frozenset[str] | None) -> NoRoom:
+        self._facts.forget(host)
+        closed = self._facts.refusals([host]).get(host)
         if closed is not None:
             return NoRoom(f"nothing new starts there: {closed}", hint="choose another host, or leave --host out")
-        try:
-            inventories = self._placement.inventories(provider).inventories
-            usages = self._placement.usages(provider)
-        except NotFound:
-            return NoRoom(f"placement does not know {name}", hint="see `eschedule hosts`; is its daemon running?")
-        lacks = lacking(candidates_query(query).totals, inventories, usages)
-        what = "; ".join(lacks) or "it has the room, and not the traits, aggregates or group that are asked for"
-        return NoRoom(f"{name} cannot take it: {what}", hint="ask for less, or leave --host out")
-
-
-def lacking(totals: Mapping[str, int], inventories: Mapping[str, Inventory], usages: Mapping[str, int]) -> list[str]:
-    """Return what a host lacks for ``totals``, a phrase a class. Pure."""
-    found = []
-    for name, amount in sorted(totals.items()):
-        inventory = inventories.get(name)
-        if inventory is None:
-            found.append(f"{name}: it has none")
-            continue
-        used = usages.get(name, 0)
-        if not inventory.takes(amount, used=used):
-            free = max(0, inventory.capacity - used)
-            units = f" in units of {inventory.step_size}" if inventory.step_size > 1 else ""
-            most = f", at most {inventory.max_unit} for one" if inventory.max_unit < inventory.capacity else ""
-            found.append(f"{name}: {amount} asked for, {free} of {inventory.capacity} free{units}{most}")
-    return found
+        explanation = look(self._cloud, query).explain(excluded=excluded, only=only)
+        for verdict in explanation.verdicts:
+            if verdict.provider == host and not verdict.is_able:
+                return NoRoom(
+                    f"{verdict.name} cannot take it: {verdict.lacks}", hint="ask for less, or leave --host out"
+                )
+        return all_lost()
 
 
 def all_lost() -> NoRoom:

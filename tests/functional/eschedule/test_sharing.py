@@ -12,6 +12,7 @@ import pytest
 
 from ecompute.cluster import keys
 from ecompute.cluster.documents import Assignment, Instance, Resources, State
+from ecompute.cluster.errors import NoRoom
 from ecompute.cluster.placement import Inventory
 from ecompute.cluster.store import Store
 from ecompute.dev.placement import PlacementProcess
@@ -36,7 +37,7 @@ def make_storage(cloud: Cloud, placement: PlacementProcess) -> Iterator[MakeStor
         client.set_traits(storage, {"MISC_SHARES_VIA_AGGREGATE"})
         client.set_inventories(storage, {"DISK_GB": Inventory(total=100, max_unit=100)})
         own = client.inventories(host.provider).inventories
-        client.set_inventories(host.provider, {name: own[name] for name in ("VCPU", "MEMORY_MB")})
+        client.set_inventories(host.provider, {name: own[name] for name in own if name != "DISK_GB"})
         aggregate = str(uuid.uuid4())
         for provider in (storage, host.provider):
             _join(placement, provider, aggregate)
@@ -78,6 +79,16 @@ def test_only_the_first_provider_of_an_allocation_is_told(
     instances.finish(launched.uuid)
     assert store.get(keys.instance(launched.uuid), Instance) is None
     assert not cloud.placement.allocations(launched.uuid)
+
+
+def test_what_is_shared_with_a_host_is_not_said_to_be_lacking(
+    cloud: Cloud, make_host: Callable[..., Any], make_storage: MakeStorage, make_request: Callable[..., LaunchRequest]
+) -> None:
+    host = make_host(vcpus=8)
+    make_storage("ffffffff", host)
+    with pytest.raises(NoRoom) as refusal:
+        Launcher(cloud).launch(make_request(host=host.name, vcpus=9))
+    assert refusal.value.args[0] == f"{host.name} cannot take it: VCPU: at most 8 at once, 9 asked"
 
 
 def _join(placement: PlacementProcess, provider: str, aggregate: str) -> None:
