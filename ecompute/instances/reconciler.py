@@ -154,6 +154,7 @@ class InstanceReconciler:
             self._on_converged()
 
     def _is_settled(self, uuid: str, is_so: bool) -> None:
+        """Note whether it was gone through. One that fails, or waits for its image, was: it keeps no host closed."""
         with self._lock:
             (self._unsettled.discard if is_so else self._unsettled.add)(uuid)
 
@@ -234,6 +235,7 @@ class InstanceReconciler:
         except Cancelled:
             self._actuator.stop_fetching(work.uuid)
         except ImagePendingError as pending:
+            self._is_settled(work.uuid, True)
             pending.future.add_done_callback(lambda future: self._lanes.wake(work.uuid))
         except DeadlineExceeded as error:
             log.warning("%s", error)
@@ -245,9 +247,11 @@ class InstanceReconciler:
             self._retries.later(work.uuid, RETRY_S)
         except CloudError as error:
             log.error("instance %s: %s", work.uuid, error)
+            self._is_settled(work.uuid, True)
             self._retries.later(work.uuid, FAILED_RETRY_S)
         except Exception:
             log.exception("instance %s: nobody foresaw this", work.uuid)
+            self._is_settled(work.uuid, True)
             self._retries.later(work.uuid, FAILED_RETRY_S)
 
     def _converge(self, work: Work) -> None:
