@@ -19,7 +19,7 @@ setup(
     packages=find_packages(include=["ecompute", "ecompute.*", "eschedule", "eschedule.*", "md_server", "md_server.*"]),
     package_data={"ecompute": ["py.typed", "dev/files/*"], "eschedule": ["py.typed"]},
     install_requires=[
-        "click>=8.1",
+        "click>=8.2",
         "etcd3==0.12.0",
         "grpcio>=1.60",  # with protobuf, what etcd3 stands on, in the versions that its loader was tried with
         "protobuf>=4.25,<8",

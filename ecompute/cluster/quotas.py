@@ -17,12 +17,8 @@ from ecompute.cluster.documents import Instance, Quota, QuotaPhase
 from ecompute.cluster.errors import InvalidInput
 from ecompute.cluster.placement import MAX_INT, Inventory
 
-CLASSES = {
-    "VCPU": "CUSTOM_QUOTA_VCPU",
-    "MEMORY_MB": "CUSTOM_QUOTA_MEMORY_MB",
-    "DISK_GB": "CUSTOM_QUOTA_DISK_GB",
-    "INSTANCES": "CUSTOM_QUOTA_INSTANCES",
-}
+CLASS_PREFIX = "CUSTOM_QUOTA_"
+CLASSES = {name: CLASS_PREFIX + name for name in ("VCPU", "MEMORY_MB", "DISK_GB", "INSTANCES")}
 """What may be limited, and the class that counts it."""
 
 PROVIDER_PREFIX = "quota-"

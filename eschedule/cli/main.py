@@ -22,7 +22,7 @@ import click
 
 from ecompute import __version__
 from ecompute.cluster.errors import InvalidInput
-from ecompute.cluster.terminal import guarded, leave, usage_error
+from ecompute.cluster.terminal import guarded, leave, put, usage_error
 from eschedule.cli.settings import NAMESPACE, Settings
 
 if TYPE_CHECKING:
@@ -140,6 +140,9 @@ def _run() -> int:
         )
     except click.exceptions.Abort:
         raise KeyboardInterrupt from None
+    except click.exceptions.NoArgsIsHelpError as error:
+        put(error.ctx.get_help() if error.ctx is not None else "")
+        return 0
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         raise usage_error(error.format_message(), PROGRAM if context is None else context.command_path) from error

@@ -22,6 +22,7 @@ from eschedule.scheduler.asked import Asked, asked
 from eschedule.scheduler.capacity import Fits, capacity
 from eschedule.scheduler.explain import Explanation, Host, explain
 from eschedule.scheduler.fit import Members, Provider, Stock, Tree
+from eschedule.scheduler.request import check_classes
 
 SHARES = "MISC_SHARES_VIA_AGGREGATE"
 
@@ -53,6 +54,7 @@ def look(cloud: Cloud, text: str) -> Look:
         Unavailable: etcd or placement does not answer.
     """
     query = candidates_query(text)
+    check_classes(query)
     wanted = asked(query)
     nodes = {item.value.provider: item.value for item in cloud.store.list(keys.NODES, Node).items}
     admins = {keys.last(item.key): item.value for item in cloud.store.list(keys.ADMIN, Admin).items}

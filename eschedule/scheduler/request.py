@@ -9,10 +9,11 @@ from dataclasses import dataclass, fields
 from urllib.parse import urlsplit
 from uuid import UUID
 
+from ecompute.cluster import groups, quotas
 from ecompute.cluster.chosen import digest_of
 from ecompute.cluster.documents import DEFAULT_NAMESPACE
 from ecompute.cluster.errors import InvalidInput
-from ecompute.cluster.placement import PRESENCE, candidates_query
+from ecompute.cluster.placement import PRESENCE, CandidatesQuery, candidates_query
 
 GUEST_CLASSES = ("VCPU", "MEMORY_MB", "DISK_GB")
 """What every guest needs some of."""
@@ -76,7 +77,7 @@ def check(request: LaunchRequest) -> LaunchRequest:
         namespace=check_namespace(request.namespace),
         user_data=None if request.user_data is None else check_user_data(request.user_data),
         ssh_keys=check_ssh_keys(request.ssh_keys),
-        host=request.host,
+        host=None if request.host is None else check_host(request.host),
         is_packed=request.is_packed,
         tags=check_tags(request.tags),
         affinities=check_affinities(request.affinities),
@@ -156,9 +157,30 @@ def check_query(query: str) -> str:
             f"the query asks for no {' and no '.join(missing)}",
             hint="a guest needs all three, for example resources=VCPU:1,MEMORY_MB:256,DISK_GB:1",
         )
-    if PRESENCE in asked.totals:
-        raise InvalidInput(f"{PRESENCE} says that a host is one, and is not for guests", hint="ask for it no more")
+    check_classes(asked)
     return query
+
+
+def check_classes(asked: CandidatesQuery) -> None:
+    """See that nothing is asked for that stands for something else than resources.
+
+    The classes of groups and quotas are claimed beside a host by those whom they concern; a query that
+    names one would take, or look into, what may be another namespace's.
+    """
+    for name in sorted(asked.totals):
+        if is_internal(name):
+            raise InvalidInput(f"{name} is none that a query may ask for", hint="leave it out; see --group, and quota")
+
+
+def is_internal(resource_class: str) -> bool:
+    """Whether a resource class is one of ours that marks hosts, groups or quotas."""
+    return resource_class == PRESENCE or resource_class.startswith((*groups.PREFIXES, quotas.CLASS_PREFIX))
+
+
+def check_host(host: str) -> str:
+    if not host.strip():
+        raise InvalidInput("no host is named", hint="see `eschedule host list`, or leave it out")
+    return host
 
 
 def check_name(name: str) -> str:

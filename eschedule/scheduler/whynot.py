@@ -15,6 +15,7 @@ from ecompute.cluster.placement import candidates_query
 from eschedule.cloud.explain import look, why_not
 from eschedule.scheduler.facts import Facts
 from eschedule.scheduler.question import aggregates_of
+from eschedule.scheduler.request import is_internal
 
 if TYPE_CHECKING:
     from ecompute.cluster.placement import Placement
@@ -124,7 +125,7 @@ def explained(error: InvalidInput, placement: Placement) -> InvalidInput:
     if not re.search(r"[Nn]o such (resource class|trait)", text):
         return error
     classes, traits = placement.names()
-    known = sorted(classes if "resource class" in text else traits)
+    known = sorted((c for c in classes if not is_internal(c)) if "resource class" in text else traits)
     unknown = [name for name in _NAME.findall(text) if name not in known]
     near = [match for name in unknown for match in difflib.get_close_matches(name, known, n=2)]
     what = "resource classes" if "resource class" in text else "traits"

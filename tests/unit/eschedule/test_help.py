@@ -11,7 +11,8 @@ from collections.abc import Iterator
 import click
 import pytest
 
-from eschedule.cli import classic
+from ecompute.cluster.terminal import guarded
+from eschedule.cli import classic, main
 from eschedule.cli.main import COMMANDS, cli
 
 
@@ -83,3 +84,12 @@ def test_help_needs_neither_a_configuration_nor_etcd(args: list[str]) -> None:
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("Usage: eschedule")
+
+
+@pytest.mark.parametrize("group", ["host", "quota", "group"])
+def test_a_group_of_commands_alone_shows_its_help(
+    group: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["eschedule", group])
+    assert guarded(main._run) == 0
+    assert capsys.readouterr().out.startswith(f"Usage: eschedule {group} [OPTIONS] COMMAND")

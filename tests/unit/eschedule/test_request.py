@@ -189,6 +189,17 @@ def test_whatever_is_typed_is_taken_or_refused_on_one_printable_line(text: str) 
             assert str(error).isprintable()
 
 
-def test_no_guest_claims_what_says_that_a_host_is_one() -> None:
-    with pytest.raises(InvalidInput, match="not for guests"):
-        check_query("resources=VCPU:1,MEMORY_MB:256,DISK_GB:1,CUSTOM_HYPERVISOR:1")
+@pytest.mark.parametrize(
+    "name",
+    ["CUSTOM_HYPERVISOR", "CUSTOM_AAG_8603765694D04B6BB1C1A7E747FB2FC4", "CUSTOM_AFG_86", "CUSTOM_QUOTA_VCPU"],
+)
+@pytest.mark.parametrize("group", ["", "1"])
+def test_what_stands_for_groups_quotas_and_hosts_is_not_to_be_asked_for(name: str, group: str) -> None:
+    asked = f",{name}:1" if not group else f"&resources{group}={name}:1&group_policy=none"
+    with pytest.raises(InvalidInput, match=f"{name} is none that a query may ask for"):
+        check_query(f"resources=VCPU:1,MEMORY_MB:64,DISK_GB:1{asked}")
+
+
+def test_a_host_that_is_named_by_nothing_is_no_wish_for_any_host() -> None:
+    with pytest.raises(InvalidInput, match="no host is named"):
+        check(LaunchRequest(query="resources=VCPU:1,MEMORY_MB:64,DISK_GB:1", image="http://i.example/i", host=" "))
