@@ -27,6 +27,7 @@ import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
@@ -269,13 +270,15 @@ class GangClaim:
         self._intents.clear()
         reach("gang.committed")
 
-    def cancel(self, withdraw: Callable[[Versioned[Instance]], None]) -> bool:
+    def cancel(self, withdraw: Callable[[Versioned[Instance]], bool]) -> bool:
         """Take everything back, of a gang that was certainly never committed; return whether that was done.
 
         What is in doubt is left to the upkeep, and so is what somebody else has ended.
 
         Args:
-            withdraw: ends an instance that no host has begun: releases its claim, and deletes its keys.
+            withdraw: ends an instance that no host has begun: releases its claim, and deletes its keys;
+                returns whether it is gone. Where one is not, the record stays for the lead, which knows by it
+                that the instance is to be destroyed.
 
         Raises:
             Unavailable: the rest is left to the upkeep.
@@ -290,13 +293,16 @@ class GangClaim:
         except CompareFailed:
             return False
         reach("gang.cancelled")
-        for instance in self._store.get_many([keys.instance(one) for one in self.members], Instance).items:
-            withdraw(instance)
+        found = self._store.get_many([keys.instance(one) for one in self.members], Instance)
+        is_clean = not found.unreadable
+        for instance in found.items:
+            is_clean = withdraw(instance) and is_clean
             reach("gang.withdrawn")
         for some in _batches(list(self._intents.values()), _INTENTS_AT_ONCE):
             self._withdraw_intents(some)
-        self._forget()
-        return True
+        if is_clean:
+            self._forget()
+        return is_clean
 
     def _withdraw_intents(self, intents: Sequence[Versioned[Intent]]) -> None:
         try:
@@ -312,13 +318,8 @@ class GangClaim:
         record = self._store.get(self._record.key, Gang)
         if record is None or record.value.state is not GangState.CANCELLED:
             return
-        try:
-            self._store.commit(
-                [unchanged(record), *(absent(keys.instance(one)) for one in self.members[: MAX_OPERATIONS - 1])],
-                [Delete(record.key)],
-            )
-        except CompareFailed:
-            return  # the lead deletes it with the last of them
+        with suppress(CompareFailed):  # the lead is at it
+            self._store.commit([unchanged(record)], [Delete(record.key)])
 
     # --- writing -------------------------------------------------------------------------------
 

@@ -102,8 +102,8 @@ class Finisher:
         log.warning("instance %s could not be finished: it keeps changing", uuid)
         return Act.NOTHING
 
-    def withdraw(self, instance: Versioned[Instance]) -> None:
-        """Release the claim of an instance and delete all its keys, without its host's word.
+    def withdraw(self, instance: Versioned[Instance]) -> bool:
+        """Release the claim of an instance and delete all its keys, without its host's word; return whether it is gone.
 
         Only for one of which the caller knows that no host can ever have begun it: a member of a gang
         that its writer has not tried to commit.
@@ -116,14 +116,16 @@ class Finisher:
         found: Versioned[Instance] | None = instance
         for _ in range(TRIES):
             if found is None:
-                return
+                return True
             host = found.value.provider
             assignment = self._store.get(keys.assignment(host, uuid), Assignment)
             try:
                 self._delete(uuid, host, found, assignment)
-                return
+                return True
             except CompareFailed:
                 found = self._store.get(found.key, Instance)
+        log.warning("instance %s could not be withdrawn: it keeps changing", uuid)
+        return False
 
     def _release(self, uuid: str) -> None:
         self._guard()  # placement cannot compare it: at least it held a moment ago

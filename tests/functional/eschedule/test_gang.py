@@ -9,17 +9,30 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
 from ecompute.cluster import keys
-from ecompute.cluster.documents import Assignment, Gang, GangState, Incarnation, Instance
+from ecompute.cluster.documents import (
+    Assignment,
+    Gang,
+    GangState,
+    Incarnation,
+    Instance,
+    Resources,
+    Spec,
+    State,
+    timestamp,
+)
 from ecompute.cluster.errors import Conflict, InvalidInput, NoRoom
+from ecompute.cluster.gangs import Gangs
 from ecompute.cluster.placement import Placement
-from ecompute.cluster.store import Delete, Put, Store
+from ecompute.cluster.store import MAX_OPERATIONS, Delete, Put, Store
+from ecompute.cluster.upkeep.finish import Finisher
 from eschedule.cloud.connection import Cloud
 from eschedule.scheduler.gang import GangLauncher
-from eschedule.scheduler.launch import Launched
+from eschedule.scheduler.launch import Launched, Launcher
 
 
 @pytest.fixture
@@ -272,3 +285,53 @@ def test_a_gang_with_one_bad_member_names_it_and_claims_nothing(
         with pytest.raises(InvalidInput, match=says):
             GangLauncher(cloud).launch_all([*good[:2], bad])
     assert all_keys() == set()
+
+
+def test_the_record_stays_for_the_lead_while_its_last_member_is_there(
+    cloud: Cloud, store: Store, make_host: Callable[..., Any]
+) -> None:
+    make_host()
+    members = [str(uuid4()) for _ in range(MAX_OPERATIONS + 2)]
+    claim = Gangs(store, cloud.placement, writer="a test").begin(str(uuid4()), members, namespace="system")
+    last = Instance(
+        uuid=members[-1],
+        namespace="system",
+        name="web",
+        state=State.INITIAL,
+        generation=1,
+        epoch=1,
+        provider=str(uuid4()),
+        spec=Spec(resources=Resources(vcpus=1, memory_mb=64, disk_gb=1), image="http://image/"),
+        created_at=timestamp(0),
+        gang=claim.uuid,
+    )
+    store.commit([], [Put(keys.instance(last.uuid), last)])
+    assert not claim.cancel(lambda instance: False), "it could not be withdrawn"
+    assert [gang.state for gang in gangs_of(store)] == [GangState.CANCELLED]
+    assert not store.keys(keys.INTENTS)[0]
+
+
+class Restless(Store):
+    """Somebody rewrites what is to be deleted, each time."""
+
+    def commit(self, compares: Any, operations: Any) -> int:
+        for operation in operations:
+            if isinstance(operation, Delete) and operation.key.startswith(keys.INSTANCES):
+                found = self.get(operation.key, Instance)
+                assert found is not None
+                super().commit([], [Put(found.key, found.value)])
+        return super().commit(compares, operations)
+
+
+def test_who_withdraws_a_member_is_told_that_it_keeps_changing(
+    cloud: Cloud, store: Store, settings: Any, make_host: Callable[..., Any], make_request: Callable[..., Any]
+) -> None:
+    make_host()
+    uuid = Launcher(cloud).launch(make_request()).uuid
+    found = store.get(keys.instance(uuid), Instance)
+    assert found is not None
+    with Restless(settings.etcd) as restless:
+        assert Finisher(restless, cloud.placement, cloud.events).withdraw(found) is False
+    assert store.get(keys.instance(uuid), Instance) is not None
+    assert Finisher(store, cloud.placement, cloud.events).withdraw(found) is True
+    assert store.get(keys.instance(uuid), Instance) is None
