@@ -121,6 +121,7 @@ class OfferCache:
         self._lock = threading.Lock()
         self._offers: OrderedDict[Hashable, Offer] = OrderedDict()
         self._asking: dict[Hashable, threading.Lock] = {}
+        """The questions that are being asked."""
 
     def get(
         self, key: Hashable, ask: Callable[[], Candidates], *, newer_than: Offer | None = None
@@ -143,15 +144,19 @@ class OfferCache:
             found = self._fresh(key, newer_than)
             if found is not None:
                 return found, False
-            began_s = self._clock()
-            offer = Offer(ask(), began_s)
-            with self._lock:
-                self._offers[key] = offer
-                self._offers.move_to_end(key)
-                while len(self._offers) > KEPT:
-                    oldest, _ = self._offers.popitem(last=False)
-                    self._asking.pop(oldest, None)
-            return offer, True
+            try:
+                began_s = self._clock()
+                offer = Offer(ask(), began_s)
+                with self._lock:
+                    self._offers[key] = offer
+                    self._offers.move_to_end(key)
+                    while len(self._offers) > KEPT:
+                        self._offers.popitem(last=False)
+                return offer, True
+            finally:
+                with self._lock:
+                    # Those that wait for it still hold it; whoever comes now finds the answer, or asks anew.
+                    self._asking.pop(key, None)
 
     def forget(self) -> None:
         with self._lock:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -148,6 +150,22 @@ def test_a_question_that_fails_is_asked_again(cache: OfferCache, questions: Ques
     with pytest.raises(PlacementUnavailable):
         cache.get("q", fail)
     assert cache.get("q", questions)[1]
+
+
+def test_nothing_is_kept_of_a_question_that_failed(cache: OfferCache) -> None:
+    class Question:
+        """A key that can be watched."""
+
+    def fail() -> Candidates:
+        raise PlacementUnavailable("down")
+
+    question = Question()
+    kept = weakref.ref(question)
+    with pytest.raises(PlacementUnavailable):
+        cache.get(question, fail)
+    del question
+    gc.collect()
+    assert kept() is None
 
 
 def test_threads_that_want_the_same_ask_once(cache: OfferCache, questions: Questions) -> None:
