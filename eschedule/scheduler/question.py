@@ -10,11 +10,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from ecompute.cluster.closing import DISABLED
 from ecompute.cluster.errors import InvalidInput
 from ecompute.cluster.placement import CandidatesQuery
-
-DISABLED = "COMPUTE_STATUS_DISABLED"
-"""The trait of hosts that take nothing new."""
 
 LIMIT = 50
 """Candidates of one answer. They come at random, and a rank among so many loses little."""

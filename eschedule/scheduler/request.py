@@ -11,12 +11,10 @@ from uuid import UUID
 
 from ecompute.cluster import groups, quotas
 from ecompute.cluster.chosen import digest_of
+from ecompute.cluster.closing import CLASSES
 from ecompute.cluster.documents import DEFAULT_NAMESPACE
 from ecompute.cluster.errors import InvalidInput
 from ecompute.cluster.placement import PRESENCE, CandidatesQuery, candidates_query
-
-GUEST_CLASSES = ("VCPU", "MEMORY_MB", "DISK_GB")
-"""What every guest needs some of."""
 
 USER_DATA_LIMIT_BYTES = 64 * 1024
 SSH_KEY_LIMIT = 16 * 1024
@@ -151,7 +149,7 @@ def check_key(text: str) -> str:
 def check_query(query: str) -> str:
     """See that a guest can be made of what ``query`` asks for, whichever candidate serves it."""
     asked = candidates_query(query)
-    missing = [name for name in GUEST_CLASSES if name not in asked.totals]
+    missing = sorted(CLASSES - asked.totals.keys())
     if missing:
         raise InvalidInput(
             f"the query asks for no {' and no '.join(missing)}",

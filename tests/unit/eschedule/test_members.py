@@ -85,7 +85,7 @@ def test_every_bad_member_is_named_with_its_line() -> None:
         ("- {memory: 4294967296}", "must be 1 to 2147483647"),
         ("- {cpus: 1.5}", "must be a whole number"),
         ("- {cpus: -1}", "must be 1 to"),
-        ("- {query: 'resources=VCPU:1'}", "asks for no MEMORY_MB and no DISK_GB"),
+        ("- {query: 'resources=VCPU:1'}", "asks for no DISK_GB and no MEMORY_MB"),
         ("- {name: a, name: b}", "stands here a second time"),
         ("- {affinities: {db: 101}}", "must be -100 to 100"),
     ],

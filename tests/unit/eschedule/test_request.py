@@ -104,7 +104,7 @@ def test_a_password_in_a_url_is_refused_and_not_repeated(image: str) -> None:
 @pytest.mark.parametrize(
     ("query", "says"),
     [
-        ("resources=VCPU:1", "no MEMORY_MB and no DISK_GB"),
+        ("resources=VCPU:1", "no DISK_GB and no MEMORY_MB"),
         ("resources=MEMORY_MB:1,DISK_GB:1", "no VCPU;"),
         ("resources=VCPU:0,MEMORY_MB:1,DISK_GB:1", "zero"),
         ("resources=VCPU:-1,MEMORY_MB:1,DISK_GB:1", "not an amount"),
