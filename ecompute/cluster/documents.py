@@ -465,6 +465,8 @@ class UsedUuid(Document, frozen=True, kw_only=True):
     """An instance was made of it; written by its request."""
     is_spent: bool = False
     """Given up by the audit, or destroyed: nothing is launched with it any more."""
+    spent_at: str | None = None
+    """When the lead first saw that it is spent; it is forgotten some months later."""
     made_at: str
 
 

@@ -107,6 +107,7 @@ def upkeep() -> tuple[Grant, ...]:
             keys.TAGS,
             keys.GANGS,
             keys.UUIDS,
+            keys.IDEMPOTENCY,
             keys.EXPIRIES,
             keys.INTENTS,
             keys.OPERATIONS,

@@ -32,6 +32,7 @@ from ecompute.cluster.upkeep.lead import Election, Term
 from ecompute.cluster.upkeep.lost import LOST
 from ecompute.cluster.upkeep.quotas import QUOTAS
 from ecompute.cluster.upkeep.reclaim import CLAIMS
+from ecompute.cluster.upkeep.spent import SPENT
 
 ROLE = "upkeep"
 CAMPAIGN_PERIOD_S = 60.0
@@ -51,6 +52,7 @@ DUTIES: tuple[Duty, ...] = (
     QUOTAS,
     GROUPS,
     EXPIRY,
+    SPENT,
 )
 """Beside the finishing of instances: one line each."""
 
