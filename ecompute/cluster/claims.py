@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 INSTANCE_CONSUMER = "ECOMPUTE_INSTANCE"
 """Consumer types of ours begin with ``ECOMPUTE_``; others are reported, never touched."""
 
+SETTLE_TRIES = 3
+
 FAILPOINTS = ("claim.before_intent", "claim.intended", "claim.claimed", "claim.requested")
 
 
@@ -144,10 +146,20 @@ class Claim:
             StoreUnavailable: etcd does not answer; leave it to the audit.
         """
         store = self._claims.store
-        try:
-            revision = store.commit([unchanged(self._intent)], [Put(self._intent.key, self._intent.value)])
-        except CompareFailed:
-            return store.get(keys.instance(self.consumer), Instance) is not None
+        for tries_left in reversed(range(SETTLE_TRIES)):
+            try:
+                revision = store.commit([unchanged(self._intent)], [Put(self._intent.key, self._intent.value)])
+            except CompareFailed:
+                found = store.get(self._intent.key, Intent)
+                if found is None or found.value != self._intent.value:
+                    return store.get(keys.instance(self.consumer), Instance) is not None
+                self._intent = found  # an earlier try of ours was written, unanswered
+                return False
+            except StoreUnavailable as error:
+                if not (error.may_be_written and tries_left):
+                    raise
+            else:
+                break
         self._intent = replace(self._intent, mod_revision=revision)
         return False
 

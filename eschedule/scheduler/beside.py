@@ -73,6 +73,8 @@ class Places:
     group: Group
     counts: Mapping[str, int] = field(default_factory=dict)
     """How many members a place has."""
+    is_followed: bool = False
+    """Whether the place that another first member has written is taken as chosen before that is a member."""
 
     def of(self, provider: str, zone: str | None) -> str | None:
         """Return the place of a host; None: it is in no zone, where zones are the places."""
@@ -81,7 +83,8 @@ class Places:
     @property
     def chosen(self) -> str | None:
         """Where alone members may go."""
-        return self.group.place if self.group.policy is Policy.AFFINITY and self.counts else None
+        is_binding = bool(self.counts) or self.is_followed
+        return self.group.place if self.group.policy is Policy.AFFINITY and is_binding else None
 
     @property
     def taken(self) -> frozenset[str]:
@@ -118,6 +121,8 @@ class Beside:
         self._group = group
         self._places = places
         self.group_uuid = None if group is None else group.value.uuid
+        self.is_following = places is not None and places.is_followed and places.chosen is not None
+        """Whether it goes where another first member wants to go, which may come to nothing."""
         self.excluded: frozenset[str] = frozenset()
         """Hosts that it cannot be; a hint, placement decides."""
         self.only: frozenset[str] | None = None
@@ -130,12 +135,22 @@ class Beside:
             self.only = frozenset({places.chosen}) if places.chosen else None
 
     @classmethod
-    def read(cls, cloud: Cloud, *, namespace: str, group_ref: str | None, totals: Mapping[str, int]) -> Self:
+    def read(
+        cls,
+        cloud: Cloud,
+        *,
+        namespace: str,
+        group_ref: str | None,
+        totals: Mapping[str, int],
+        is_followed: bool = False,
+    ) -> Self:
         """Return what is claimed beside a host in ``namespace``.
 
         Args:
             group_ref: a group's name or uuid.
             totals: what the instance asks for, ``{class: amount}``.
+            is_followed: go where another first member of the group wants to go: were each of several to
+                insist on its own place, none would ever be written.
 
         Raises:
             NotFound: there is no such group.
@@ -156,7 +171,7 @@ class Beside:
         if is_of_zones and not group.value.policy.is_soft:
             admins = cloud.store.list(keys.ADMIN, Admin).items
             zones = {keys.last(item.key): item.value.zone for item in admins}
-        return cls(cloud, namespace, quota, totals, group, Places(group.value, counts), zones)
+        return cls(cloud, namespace, quota, totals, group, Places(group.value, counts, is_followed), zones)
 
     @property
     def are_members_apart(self) -> bool:

@@ -204,9 +204,15 @@ class Launcher:
         question = for_launch(candidates_query(request.query))
         return self._offers.of(question, request.host, only=beside.only, is_wide=bool(beside.excluded))
 
-    def _beside(self, request: LaunchRequest) -> Beside:
+    def _beside(self, request: LaunchRequest, *, is_followed: bool = False) -> Beside:
         totals = candidates_query(request.query).totals
-        return Beside.read(self._cloud, namespace=request.namespace, group_ref=request.group, totals=totals)
+        return Beside.read(
+            self._cloud,
+            namespace=request.namespace,
+            group_ref=request.group,
+            totals=totals,
+            is_followed=is_followed,
+        )
 
     def _ranked(self, launch: _Launch, offer: Offer, known: dict[str, Target]) -> list[Ranked]:
         if offer.hosts:
@@ -240,9 +246,11 @@ class Launcher:
             launched = self._try_offers(launch)
             if launched is not None:
                 return launched
-            if launch.beside is beside:
+            if launch.beside is not beside:
+                continue  # its group was given another place meanwhile, which these offers need not have held
+            if not beside.is_following:
                 break
-            # Its group was given another place meanwhile, which these offers need not have held.
+            launch.beside = self._beside(launch.request)  # nothing came of the place that another wanted
         raise self._no_room(launch.request, launch.beside, launch.found)
 
     def _try_offers(self, launch: _Launch) -> Launched | None:
@@ -274,7 +282,7 @@ class Launcher:
                     launched = self._claim(launch, offer, choice, target, closed)
                     return launched
                 except BesideChanged:
-                    launch.beside = self._beside(launch.request)
+                    launch.beside = self._beside(launch.request, is_followed=True)
                     time.sleep(self._rng.uniform(0, _MAX_PAUSE_S))
             raise Conflict("its quota or its group keeps changing", hint="try again")
         finally:
