@@ -41,7 +41,7 @@ class Place:
         if owner != provider:
             raise StorageError(
                 f"{path} has the instances of host {owner[:40]!r}, and this is {provider}",
-                hint="give this host a state_dir of its own, or the uuid of that one",
+                hint=f"to be that host again, set `uuid: {owner[:40]}` in compute.yaml; else give it its own state_dir",
             )
 
     def check(self) -> None:
