@@ -140,22 +140,22 @@ def fleet(
               ECOMPUTE_CONFIG=compute.yaml eschedule launch --name web-1 --wait
     """
     from ecompute.cluster import config, log
+    from ecompute.fleet.fleet import FleetSettings
     from ecompute.fleet.foreground import run_in_foreground
+    from ecompute.fleet.machine import Conduct
 
     log.configure("info" if verbose else "warning")
-    sys.exit(
-        run_in_foreground(
-            config.load(config.find(settings.config)),
-            directory.absolute(),
-            hosts=hosts,
-            prefix=prefix,
-            vcpus=vcpus,
-            memory_mb=memory_mb,
-            disk_gb=disk_gb,
-            build_s=build_s,
-            failure_rate=failure_rate,
-        )
+    wanted = FleetSettings(
+        config=config.load(config.find(settings.config)),
+        directory=directory.absolute(),
+        hosts=hosts,
+        prefix=prefix,
+        vcpus=vcpus,
+        memory_mb=memory_mb,
+        disk_gb=disk_gb,
+        conduct=Conduct(seconds={"start": build_s}, failure_rates={"start": failure_rate}),
     )
+    sys.exit(run_in_foreground(wanted))
 
 
 @cli.command()

@@ -6,28 +6,14 @@ import signal
 import sys
 import threading
 import time
-from pathlib import Path
 
-from ecompute.cluster.config import Config
 from ecompute.fleet.fleet import Fleet, FleetSettings
-from ecompute.fleet.machine import Conduct
 
 SIGNAL_PERIOD_S = 1.0
 """A signal that another thread took waits for the main one."""
 
 
-def run_in_foreground(
-    config: Config,
-    directory: Path,
-    *,
-    hosts: int,
-    prefix: str,
-    vcpus: int,
-    memory_mb: int,
-    disk_gb: int,
-    build_s: float,
-    failure_rate: float,
-) -> int:
+def run_in_foreground(settings: FleetSettings) -> int:
     """Run the fleet until it is told to end; return the exit status.
 
     Raises:
@@ -42,19 +28,7 @@ def run_in_foreground(
         sys.stdout.write(f"[{time.monotonic() - began:5.1f} s] {text}\n")
         sys.stdout.flush()
 
-    fleet = Fleet(
-        FleetSettings(
-            config=config,
-            directory=directory,
-            hosts=hosts,
-            prefix=prefix,
-            vcpus=vcpus,
-            memory_mb=memory_mb,
-            disk_gb=disk_gb,
-            conduct=Conduct(seconds={"start": build_s}, failure_rates={"start": failure_rate}),
-        ),
-        say=say,
-    )
+    fleet = Fleet(settings, say=say)
     failures: list[BaseException] = []
 
     def start() -> None:

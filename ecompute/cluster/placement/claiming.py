@@ -21,6 +21,7 @@ import msgspec
 
 from ecompute.cluster.errors import ClaimRefused, Conflict, InvalidInput, NotFound, PlacementUnavailable, Refused
 from ecompute.cluster.placement.documents import (
+    OUR_CONSUMERS,
     Allocations,
     ConsumerAllocations,
     Inventories,
@@ -33,9 +34,6 @@ from ecompute.cluster.placement.refusal import Room, ask_first, demand_of, refus
 from ecompute.cluster.placement.transport import Answer, NoAnswer, Overtaken, Send, Transport
 
 T = TypeVar("T")
-
-OUR_CONSUMERS = "ECOMPUTE_"
-"""What the types of our consumers begin with; others are reported, never touched."""
 
 _UNEXPLAINED_REFUSALS = 3
 """How often room that is there, and is refused, is believed to have just come free."""

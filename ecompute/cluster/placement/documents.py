@@ -23,6 +23,9 @@ from ecompute.cluster.errors import InvalidInput, one_line
 MAX_INT = 2**31 - 1
 """The largest amount that placement can hold."""
 
+OUR_CONSUMERS = "ECOMPUTE_"
+"""What the types of our consumers begin with; others are reported, never touched."""
+
 PRESENCE = "CUSTOM_HYPERVISOR"
 """A class of which each host has one, and which nobody claims. One question for it is answered with
 capacity, use and traits of every host, full and closed ones included."""

@@ -23,14 +23,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Protocol, TypeVar
 
 from ecompute.cluster.documents import Assignment, Instance, Role, Seen, State
+from ecompute.cluster.placement.documents import OUR_CONSUMERS
 
 GRACE_S = 60.0
 """How long an intent or a claim may stand unchanged, on the auditor's own clock."""
-
-OUR_CONSUMERS = "ECOMPUTE_"
-"""How the types of our consumers begin; others are reported, never touched."""
 
 
 class Act(StrEnum):
@@ -239,8 +238,18 @@ def releases(asked: Leaks, deleted: frozenset[str], nothing_there: frozenset[Que
     return tuple(sorted(consumers - refused - (asked.intents.keys() - deleted)))
 
 
-def keep(before: Look | None, now: Look, grace_s: float = GRACE_S) -> Look:
-    """Return the look that the next one is to be compared with."""
+class _Timed(Protocol):
+    @property
+    def began_s(self) -> float: ...
+    @property
+    def ended_s(self) -> float: ...
+
+
+T = TypeVar("T", bound=_Timed)
+
+
+def keep(before: T | None, now: T, grace_s: float = GRACE_S) -> T:
+    """Return the look, of whatever kind, that the next one is to be compared with."""
     return before if before is not None and now.began_s - before.ended_s < grace_s else now
 
 

@@ -71,7 +71,7 @@ def gang_repairs(before: GangsLook | None, now: GangsLook, *, grace_s: float = G
     """Return what is to be done for the gangs there are.
 
     Args:
-        before: an earlier look, or None; see `keep_gangs`.
+        before: an earlier look, or None; see `decide.keep`.
         grace_s: for how long a record must have stood unchanged before its writer is given up, seconds.
     """
     destroy = tuple(
@@ -103,8 +103,3 @@ def gang_repairs(before: GangsLook | None, now: GangsLook, *, grace_s: float = G
             if r.state is not GangState.WRITING and not r.members & present
         },
     )
-
-
-def keep_gangs(before: GangsLook | None, now: GangsLook, *, grace_s: float = GRACE_S) -> GangsLook:
-    """Return the look that the next one is to be compared with."""
-    return before if before is not None and now.began_s - before.ended_s < grace_s else now

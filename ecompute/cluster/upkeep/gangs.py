@@ -19,14 +19,13 @@ from ecompute.cluster.documents import Gang, GangState, Instance, Seen, State, t
 from ecompute.cluster.ending import mark_deleting
 from ecompute.cluster.errors import CompareFailed
 from ecompute.cluster.store import Compare, Delete, Op, Put, Versioned, absent, unchanged
-from ecompute.cluster.upkeep.decide import GRACE_S
+from ecompute.cluster.upkeep.decide import GRACE_S, keep
 from ecompute.cluster.upkeep.duties import Charge, Duty
 from ecompute.cluster.upkeep.gang_plan import (
     GangMember,
     GangRecord,
     GangsLook,
     gang_repairs,
-    keep_gangs,
 )
 
 PERIOD_S = 20.0
@@ -67,7 +66,7 @@ class GangUpkeep:
         now = self._read(is_full=is_full)
         before = self._before[is_full]
         repairs = gang_repairs(before, now.look, grace_s=self._grace_s)
-        self._before[is_full] = keep_gangs(before, now.look, grace_s=self._grace_s)
+        self._before[is_full] = keep(before, now.look, self._grace_s)
         for uuid in repairs.cancel:
             record = now.records[uuid]
             cancelled = structs.replace(record.value, state=GangState.CANCELLED)

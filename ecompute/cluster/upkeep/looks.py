@@ -31,8 +31,9 @@ from ecompute.cluster.documents import (
 )
 from ecompute.cluster.errors import NotFound
 from ecompute.cluster.events import INSTANCE
+from ecompute.cluster.placement.documents import OUR_CONSUMERS
 from ecompute.cluster.store import Store
-from ecompute.cluster.upkeep.decide import OUR_CONSUMERS, Held, HostLook, Look, Owned
+from ecompute.cluster.upkeep.decide import Held, HostLook, Look, Owned
 
 if TYPE_CHECKING:
     from ecompute.cluster.placement import Placement

@@ -37,7 +37,7 @@ from ecompute.cluster.upkeep.decide import (
     leaks,
     releases,
 )
-from ecompute.cluster.upkeep.gang_plan import GangsLook, keep_gangs
+from ecompute.cluster.upkeep.gang_plan import GangsLook
 
 LEAD_TTL_S = 15.0
 ANSWER_TTL_S = 25.0
@@ -179,7 +179,7 @@ def upkeep(world: World, process: Process) -> Steps:
             yield from _repair(world, process, found, guard, checked)
             looked = yield from look_at_gangs(world)
             yield from mind_gangs(world, gangs, looked, guard)
-            gangs = keep_gangs(gangs, looked)
+            gangs = keep(gangs, looked)
 
 
 def _in_hand(world: World) -> list[tuple[str, str]]:

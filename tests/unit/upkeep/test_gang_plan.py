@@ -8,13 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ecompute.cluster.documents import GangState, State
+from ecompute.cluster.upkeep.decide import keep
 from ecompute.cluster.upkeep.gang_plan import (
     GangMember,
     GangRecord,
     GangRepairs,
     GangsLook,
     gang_repairs,
-    keep_gangs,
 )
 
 GRACE_S = 60.0
@@ -115,5 +115,5 @@ def test_no_repair_speaks_of_a_committed_gang_that_has_members(before: GangsLook
 
 @given(st.none() | LOOKS, LOOKS)
 def test_the_look_that_is_kept_grows_old_enough(before: GangsLook | None, now: GangsLook) -> None:
-    kept = keep_gangs(before, now)
+    kept = keep(before, now)
     assert kept is now or (kept is before and now.began_s - kept.ended_s < GRACE_S)
