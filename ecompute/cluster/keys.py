@@ -28,6 +28,8 @@ ALIVE = "/alive/"
 LOAD = "/load/"
 NETWORKS = "/networks/"
 VNIS = "/vnis/"
+POOLS = "/pools/"
+FLOATING = "/floating/"
 NAMES = "/names/"
 ZONES = "/zones/"
 QUOTAS = "/quotas/"
@@ -144,6 +146,14 @@ def address(network_uuid: str, ip: str) -> str:
     return addresses(network_uuid) + _part(ip)
 
 
+def macs(network_uuid: str) -> str:
+    return network_prefix(network_uuid) + "macs/"
+
+
+def mac(network_uuid: str, mac_: str) -> str:
+    return macs(network_uuid) + _part(mac_)
+
+
 def network_hosts(network_uuid: str) -> str:
     return network_prefix(network_uuid) + "hosts/"
 
@@ -154,6 +164,14 @@ def network_host(network_uuid: str, provider: str) -> str:
 
 def vni(number: int) -> str:
     return f"{VNIS}{number}"
+
+
+def pool(name_: str) -> str:
+    return POOLS + _part(name_)
+
+
+def floating(ip: str) -> str:
+    return FLOATING + _part(ip)
 
 
 def names(namespace: str, kind: str) -> str:

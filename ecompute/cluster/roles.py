@@ -101,6 +101,7 @@ def upkeep() -> tuple[Grant, ...]:
             keys.BOOTED,
             keys.ADMIN,
             keys.NETWORKS,
+            keys.FLOATING,
             keys.NAMES,
             keys.QUOTAS,
             keys.GROUPS,

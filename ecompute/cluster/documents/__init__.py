@@ -29,6 +29,7 @@ from ecompute.cluster.documents.hosts import (
 from ecompute.cluster.documents.instances import (
     Assignment,
     Booted,
+    ConfigDrive,
     Instance,
     Interface,
     Power,
@@ -41,9 +42,13 @@ from ecompute.cluster.documents.instances import (
 )
 from ecompute.cluster.documents.networks import (
     AddressLock,
+    Floating,
+    MacLock,
     Name,
     Network,
     NetworkHost,
+    NetworkKind,
+    Pool,
     Port,
     Vni,
 )
@@ -81,6 +86,7 @@ __all__ = [
     "timestamp",
     "Assignment",
     "Booted",
+    "ConfigDrive",
     "Instance",
     "Interface",
     "Power",
@@ -100,6 +106,10 @@ __all__ = [
     "Name",
     "Network",
     "NetworkHost",
+    "Pool",
+    "NetworkKind",
+    "MacLock",
+    "Floating",
     "Port",
     "Vni",
     "Copy",

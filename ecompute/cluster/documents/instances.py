@@ -54,8 +54,22 @@ class Interface(msgspec.Struct, frozen=True, kw_only=True):
     """With prefix length: ``10.0.0.5/24``."""
     mtu: int
     gateway: str | None = None
+    """Of the default route, IPv4; where the network leads out."""
     nameservers: tuple[str, ...] = ()
     model: str = "virtio"
+    physical: str | None = None
+    """What operators call the bridge of a physical network; ``vlan`` on it."""
+    vlan: int | None = None
+    gateway6: str | None = None
+
+
+class ConfigDrive(StrEnum):
+    """What kind of drive tells a guest about itself."""
+
+    OPENSTACK = "openstack"
+    NOCLOUD = "nocloud"
+    NONE = "none"
+    """It asks DHCP and the metadata service."""
 
 
 class Spec(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,6 +82,7 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     has_user_data: bool = False
     """Whether ``/secrets/<provider>/<uuid>`` belongs to it."""
     interfaces: tuple[Interface, ...] = ()
+    config_drive: ConfigDrive = ConfigDrive.OPENSTACK
 
 
 class Instance(Document, frozen=True, kw_only=True):
