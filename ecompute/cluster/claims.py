@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from ecompute.cluster import keys
 from ecompute.cluster.chosen import Chosen
 from ecompute.cluster.documents import Incarnation, Instance, Intent, timestamp
-from ecompute.cluster.errors import CompareFailed, Conflict, OnHold, StoreUnavailable
+from ecompute.cluster.errors import CompareFailed, Conflict, OnHold, Outrun, StoreUnavailable
 from ecompute.cluster.failpoint import reach
 from ecompute.cluster.store import Compare, Delete, Op, Put, Store, Versioned, absent, unchanged
 
@@ -87,6 +87,7 @@ class Claim:
         Raises:
             ClaimRefused: no room there, or no quota (see its scope); another host may be tried with
                 the same intent.
+            Outrun: others wrote first each time; nothing is held, and another host may be tried.
             PlacementUnavailable: it is not known whether it was written. Give it back, or leave it
                 to the audit.
         """
@@ -101,6 +102,8 @@ class Claim:
                 consumer_type=INSTANCE_CONSUMER,
                 stop=stop,
             )
+        except Outrun:
+            raise
         except Conflict:
             # Where etcd has lost what it knew, a uuid that a client chose may hold a claim of a guest that
             # runs: not ours to give back.

@@ -13,6 +13,7 @@
      │   ├─ CompareFailed       a transaction of the store whose comparisons did not hold
      │   ├─ AddressTaken
      │   ├─ AddressesExhausted  a network has no free address left
+     │   ├─ Outrun              placement wrote for others each time that it was tried
      │   └─ BesideChanged       (`eschedule.scheduler.beside`)
      ├─ NoRoom                  placement has no allocation for it
      ├─ Refused                 understood, and not allowed
@@ -118,6 +119,12 @@ class CompareFailed(Conflict):
     def __init__(self, message: str, *, keys: tuple[str, ...] = (), hint: str = "") -> None:
         super().__init__(message, hint=hint)
         self.keys = keys
+
+
+class Outrun(Conflict):
+    """Placement took another's write first at every try. It may be tried again, or elsewhere."""
+
+    code = "placement.outrun"
 
 
 class AddressTaken(Conflict):

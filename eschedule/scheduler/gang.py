@@ -22,6 +22,7 @@ from ecompute.cluster.errors import (
     Conflict,
     InvalidInput,
     NoRoom,
+    Outrun,
     StoreUnavailable,
     Unavailable,
 )
@@ -35,7 +36,7 @@ from eschedule.cloud.connection import who
 from eschedule.scheduler.batch import Batch, Placed, admin_unchanged
 from eschedule.scheduler.beside import Beside, BesideChanged, Rows
 from eschedule.scheduler.facts import Target
-from eschedule.scheduler.launch import REQUEST_TRIES, Launched, Launcher, launched_of
+from eschedule.scheduler.launch import OUTRUN_HOSTS, REQUEST_TRIES, Launched, Launcher, launched_of
 from eschedule.scheduler.order import claim_of
 from eschedule.scheduler.pack import Packing, Way
 from eschedule.scheduler.question import for_launch
@@ -186,6 +187,12 @@ class GangLauncher(Launcher):
             self._leave_out(gang, around, placed, refusal.providers)
             self._on_refused(f"{', '.join(sorted(refusal.providers)) or 'placement'} {refusal}")
             raise _Refused from refusal
+        except Outrun as error:
+            gang.outrun += 1
+            if gang.outrun >= OUTRUN_HOSTS:
+                raise
+            self._on_refused(str(error))
+            raise _Refused from error
         finally:
             if not is_taken:
                 self._give_back(gang)

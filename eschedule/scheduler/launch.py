@@ -12,7 +12,8 @@ transaction, and little else. What is kept may be old: the claim and the request
 
 A claim ends in one of four ways: *taken*; *stop* (a quota refused); *next* (the host refused, and is
 left out of the answer); *again* (overtaken, no answer, the host's facts have changed): with a pause at
-random, a bounded number of times.
+random, a bounded number of times. One that is overtaken each time is tried on the next host: after
+`OUTRUN_HOSTS` of them it is a row that all share, a quota's, which is contended.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 from uuid import uuid4
 
@@ -34,6 +35,7 @@ from ecompute.cluster.errors import (
     CompareFailed,
     Conflict,
     NoRoom,
+    Outrun,
     StoreUnavailable,
     Unavailable,
 )
@@ -61,6 +63,8 @@ REQUEST_TRIES = 20
 BESIDE_TRIES = 5
 """How often one host is claimed anew because a quota or group changed in between."""
 INTENT_TRIES = 8
+OUTRUN_HOSTS = 3
+"""On how many hosts a claim is overtaken at every try before the launch is given up."""
 _MAX_PAUSE_S = 0.25
 
 
@@ -104,6 +108,8 @@ class _Launch:
     beside: Beside
     claim: Claim | None = None
     found: Stage = Stage.NO_CANDIDATES
+    outrun: list[Outrun] = field(default_factory=list)
+    """What was said of the hosts that others claimed first at every try."""
 
 
 class Launcher:
@@ -251,6 +257,8 @@ class Launcher:
             if not beside.is_following:
                 break
             launch.beside = self._beside(launch.request)  # nothing came of the place that another wanted
+        if launch.outrun:
+            raise launch.outrun[-1]  # there may be room there
         raise self._no_room(launch.request, launch.beside, launch.found)
 
     def _try_offers(self, launch: _Launch) -> Launched | None:
@@ -307,6 +315,13 @@ class Launcher:
             if not refusal.providers or not refusal.providers <= candidate.allocations.keys() - {provider}:
                 closed.add(provider)  # else another way to serve it on this host may do: another disk
             self._on_refused(f"{provider} {refusal}")
+            return None
+        except Outrun as error:
+            launch.outrun.append(error)
+            if len(launch.outrun) >= OUTRUN_HOSTS:
+                raise
+            closed.add(provider)
+            self._on_refused(f"{provider} {error}")
             return None
         launched = self._request(launch, claim, offer, choice, rows, target)
         if launched is not None:

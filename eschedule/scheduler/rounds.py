@@ -61,6 +61,8 @@ class Gang:
     """Providers that have refused in this pass, and the hosts that are ``closed`` because of one beside them."""
     closed: set[str] = field(default_factory=set)
     tries: int = 0
+    outrun: int = 0
+    """How often others wrote first at every try of a claim."""
     reserved: list[tuple[Offer, int]] = field(default_factory=list)
 
 

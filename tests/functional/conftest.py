@@ -30,6 +30,10 @@ class Fault(Enum):
     UNAVAILABLE = auto()  # 503, not done
     UNAVAILABLE_DONE = auto()  # 503, and yet done
     HANG = auto()  # neither done nor answered
+    OVERTAKEN = auto()  # 409, not done: another's write came first
+
+
+_OVERTAKEN = b'{"errors": [{"code": "placement.concurrent_update", "detail": "a generation has changed"}]}'
 
 
 @dataclass
@@ -58,6 +62,8 @@ def proxy(placement: PlacementProcess) -> Iterator[FaultyProxy]:
                 return self.reset()
             if fault is Fault.UNAVAILABLE:
                 return self.answer(503, [], b"")
+            if fault is Fault.OVERTAKEN:
+                return self.answer(409, [("Content-Type", "application/json")], _OVERTAKEN)
             upstream = http.client.HTTPConnection("127.0.0.1", placement.port, timeout=10)
             try:
                 upstream.request(self.command, self.path, body, dict(self.headers))

@@ -4,7 +4,8 @@ A claim is one ``PUT /allocations/{consumer}`` that creates the consumer; severa
 ``POST /allocations``, all or none. Outcomes:
 
 - *taken*: 204, or the consumers are found to hold just this (an earlier try was written, unanswered);
-- *again*: overtaken, or no answer. The same is sent again, a bounded number of times;
+- *again*: overtaken, or no answer. The same is sent again, a bounded number of times: `Outrun` says that
+  others wrote first each time;
 - *stop* or *next host*: `ClaimRefused`, with its scope and who refused. See `refusal`.
 
 Threads: the functions hold no state of their own.

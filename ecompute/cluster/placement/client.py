@@ -142,8 +142,8 @@ class Placement(Providers):
         Raises:
             ClaimRefused: there is no room. Its scope says whether another host may have some, and
                 its providers who refused.
-            Conflict: the consumer holds something else; or others wrote first each time, and it
-                holds nothing.
+            Outrun: others wrote first each time. It holds nothing; another host may do.
+            Conflict: the consumer holds something else.
             PlacementUnavailable: it is not known whether the claim was written.
             InvalidInput: placement cannot make sense of it.
         """
@@ -161,8 +161,8 @@ class Placement(Providers):
         Raises:
             ClaimRefused: there is no room for all of them. Its providers are those without room for
                 their part; they may be none, when room came free meanwhile.
-            Conflict: a consumer holds something else; or others wrote first each time, and none
-                holds anything.
+            Outrun: others wrote first each time. None holds anything; other hosts may do.
+            Conflict: a consumer holds something else.
             PlacementUnavailable: it is not known whether the claims were written.
             InvalidInput: placement cannot make sense of them, or a consumer is named twice.
         """

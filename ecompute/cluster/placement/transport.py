@@ -38,6 +38,7 @@ from ecompute.cluster.errors import (
     Conflict,
     InvalidInput,
     NotFound,
+    Outrun,
     PlacementUnavailable,
     Refused,
     one_line,
@@ -155,7 +156,7 @@ class Transport:
 
         Raises:
             PlacementUnavailable: no answer in `TRIES_WITHOUT_ANSWER` tries, or in time.
-            Conflict: overtaken in each of `TRIES_OVERTAKEN` tries.
+            Outrun: overtaken in each of `TRIES_OVERTAKEN` tries.
         """
         ends = time.monotonic() + self.timeout_s + more_s
         silent = overtaken = 0
@@ -171,7 +172,7 @@ class Transport:
                 overtaken += 1
                 pause = pause_s(overtaken, random.random()) / 2  # noqa: S311 - as above
                 if overtaken >= TRIES_OVERTAKEN or time.monotonic() + pause >= ends:
-                    raise Conflict(
+                    raise Outrun(
                         f"placement at {self.endpoint}: somebody else wrote first, {overtaken} times: {error}",
                         hint="try again",
                     ) from error

@@ -15,7 +15,7 @@ from ecompute.cluster import keys
 from ecompute.cluster.claims import Claims
 from ecompute.cluster.config import Config, EtcdSettings, PlacementSettings
 from ecompute.cluster.documents import Alive, Incarnation, Instance, Intent, Node
-from ecompute.cluster.errors import CompareFailed, Conflict, PlacementUnavailable, StoreUnavailable
+from ecompute.cluster.errors import CompareFailed, Conflict, Outrun, PlacementUnavailable, StoreUnavailable
 from ecompute.cluster.store import Delete, Put, Store, unchanged
 from ecompute.dev.etcd import EtcdProcess, start_etcd
 from ecompute.dev.placement import PlacementProcess
@@ -85,6 +85,42 @@ def test_one_claim_in_three_reset_and_nothing_is_claimed_twice(
     launched = [Launcher(faulty_cloud).launch(make_request()) for _ in range(6)]
     assert host.claims().keys() == {one.uuid for one in launched}
     assert store.keys(keys.INTENTS)[0] == []
+
+
+def test_a_claim_overtaken_at_every_try_on_one_host_is_taken_on_the_next(
+    faulty_cloud: Cloud,
+    proxy: Any,
+    faults: Any,
+    make_host: Callable[..., Any],
+    make_request: Callable[..., Any],
+) -> None:
+    hosts = {host.name: host for host in (make_host(), make_host())}
+    asked: list[str] = []
+
+    def note(step: str) -> None:
+        asked.extend(name for name in hosts if step == f"claiming room on {name}")
+
+    proxy.fault = lambda method, path: faults.OVERTAKEN if is_claim(method, path) and asked == asked[:1] else None
+    launched = Launcher(faulty_cloud, on_step=note).launch(make_request())
+    assert len(asked) == 2
+    assert asked[0] != asked[1] == launched.host
+    assert [name for name, host in hosts.items() if host.claims()] == [launched.host]
+
+
+def test_a_claim_overtaken_at_every_try_wherever_it_is_tried_says_so_and_leaves_nothing(
+    faulty_cloud: Cloud,
+    proxy: Any,
+    faults: Any,
+    store: Store,
+    make_host: Callable[..., Any],
+    make_request: Callable[..., Any],
+) -> None:
+    host = make_host()
+    proxy.fault = lambda method, path: faults.OVERTAKEN if is_claim(method, path) else None
+    with pytest.raises(Outrun, match="somebody else wrote first"):
+        Launcher(faulty_cloud).launch(make_request(uuid=str(uuid.uuid4())))
+    assert nothing_is_left(store)
+    assert host.claims() == {}
 
 
 def test_placement_that_never_answers_a_claim_leaves_it_to_the_audit_and_says_so(

@@ -65,3 +65,24 @@ def test_one_request_in_three_fails_and_no_gang_is_there_in_part(
     assert {consumer for host in hosts for consumer in host.claims()} == members
     assert not store.keys(keys.INTENTS)[0]
     assert sum(len(host.claims()) for host in hosts) <= 24
+
+
+def test_a_gang_overtaken_at_every_try_of_its_claim_is_claimed_anew(
+    settings: Any,
+    proxy: Any,
+    faults: Any,
+    make_host: Callable[..., Any],
+    make_request: Callable[..., Any],
+) -> None:
+    hosts = [make_host(vcpus=4), make_host(vcpus=4)]
+    claims: list[str] = []
+
+    def note(step: str) -> None:
+        if step.startswith("claiming room for"):
+            claims.append(step)
+
+    proxy.fault = lambda method, path: faults.OVERTAKEN if method == "POST" and len(claims) == 1 else None
+    with Cloud(replace(settings, placement=PlacementSettings(endpoint=proxy.endpoint))) as failing:
+        launched = GangLauncher(failing, on_step=note).launch_all([make_request() for _ in range(COUNT)])
+    assert len(claims) == 2
+    assert {consumer for host in hosts for consumer in host.claims()} == {one.uuid for one in launched}
