@@ -100,7 +100,11 @@ def settings(etcd: EtcdProcess, postgres_placement: PlacementProcess) -> Config:
 def config_file(settings: Config, tmp_path: Path) -> Path:
     host, _, port = settings.etcd.endpoints[0].rpartition(":")
     path = tmp_path / "compute.yaml"
-    document = {"etcd": {"host": host, "port": int(port)}, "placement": {"endpoint": settings.placement.endpoint}}
+    document = {
+        "etcd": {"host": host, "port": int(port)},
+        "placement": {"endpoint": settings.placement.endpoint},
+        "default_network": str(settings.default_network),
+    }
     path.write_text(yaml.safe_dump(document), encoding="utf-8")
     return path
 

@@ -1,6 +1,7 @@
-"""Thousands of launches by many schedulers, while hosts are drained and killed: capacity holds, and nothing leaks.
+"""Thousands of launches by many schedulers, while instances are destroyed and hosts drained and killed.
 
-``ECOMPUTE_BURST_LAUNCHES=4000`` is the whole of it; the number that is run by default fits a small machine.
+Capacity holds, and nothing leaks. ``ECOMPUTE_BURST_LAUNCHES=4000`` is the whole of it; the number that is run
+by default fits a small machine. Hosts have room for a part of the instances: they come and go.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ import os
 import random
 import threading
 import time
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
 
@@ -34,18 +36,59 @@ from ecompute.cluster.documents import (
 from ecompute.cluster.errors import CompareFailed
 from ecompute.cluster.store import Put, Store, absent, unchanged
 from ecompute.dev.etcd import EtcdProcess, start_etcd
-from ecompute.fleet import Fleet, FleetSettings
+from ecompute.fleet import Fleet, FleetHost, FleetSettings
 from eschedule.cloud.connection import Cloud
+from eschedule.cloud.instances import Instances
 
 LAUNCHES = int(os.environ.get("ECOMPUTE_BURST_LAUNCHES", "240"))
 HOSTS = int(os.environ.get("ECOMPUTE_BURST_HOSTS", "50"))
 SCHEDULERS = 8
 SHAPES = [(1, 64, 1), (1, 512, 2), (2, 256, 4), (2, 1024, 1), (4, 128, 8)]
 """VCPU, MEMORY_MB, DISK_GB"""
+AT_ONCE = min(LAUNCHES, 8 * HOSTS)
+"""How many instances there would be at a time, had the hosts room for them."""
 ROOM = 0.8
-"""What the hosts have of what is asked for: the last launches find none."""
+"""What the hosts have of that: some launches find none."""
+KEPT = 0.5
+"""How many of them are left alone; with more, one after the other is destroyed."""
 TROUBLE_PERIOD_S = 1.5
+IN_TROUBLE = HOSTS // 4
+"""How many hosts are drained or dead at a time; the one that was so for longest is put right for the next."""
+LOOK_PERIOD_S = 0.5
+DESTROY_PERIOD_S = 0.02
 SETTLE_S = 300.0
+SAY_EVERY = 500
+
+
+class Answers:
+    """What the schedulers have said, and which of what they launched is still to be destroyed."""
+
+    def __init__(self) -> None:
+        self.said: Counter[str] = Counter()
+        self.launched: set[str] = set()
+        self.unexpected: list[dict[str, Any]] = []
+        self._left: list[str] = []
+        self._lock = threading.Lock()
+
+    def add(self, answer: dict[str, Any]) -> None:
+        with self._lock:
+            self.said[answer.get("error", "launched")] += 1
+            if "uuid" in answer:
+                self.launched.add(answer["uuid"])
+                self._left.append(answer["uuid"])
+            elif answer["error"] != "NoRoom":
+                self.unexpected.append(answer)
+            if self.said.total() % SAY_EVERY == 0:
+                print(f"{self.said.total()} answers: {dict(self.said)}", flush=True)
+
+    def pop(self, rng: random.Random, kept: float) -> str | None:
+        """Return one that is to be destroyed, if more than ``kept`` are left."""
+        with self._lock:
+            if len(self._left) <= kept:
+                return None
+            number = rng.randrange(len(self._left))
+            self._left[number], self._left[-1] = self._left[-1], self._left[number]
+            return self._left.pop()
 
 
 @dataclass
@@ -55,24 +98,30 @@ class Burst:
     cloud: Cloud
     fleet: Fleet
     totals: dict[str, int]
+    answers: Answers
     rng: random.Random
     done: Counter[str] = field(default_factory=Counter)
     overcommitted: list[str] = field(default_factory=list)
     failures: list[BaseException] = field(default_factory=list)
+    _troubled: deque[FleetHost] = field(default_factory=deque)
     _ended: threading.Event = field(default_factory=threading.Event)
     _threads: list[threading.Thread] = field(default_factory=list)
 
     def begin(self) -> None:
-        for act, period_s in ((self.trouble, TROUBLE_PERIOD_S), (self.look, 0.5)):
+        acts = ((self.trouble, TROUBLE_PERIOD_S), (self.look, LOOK_PERIOD_S), (self.destroy, DESTROY_PERIOD_S))
+        for act, period_s in acts:
             thread = threading.Thread(target=self._repeat, args=(act, period_s))
             thread.start()
             self._threads.append(thread)
 
     def end(self) -> None:
+        """Stop, and put all hosts right."""
         self._ended.set()
         for thread in self._threads:
             thread.join(120)
             assert not thread.is_alive()
+        while self._troubled:
+            self.put_right(self._troubled.popleft())
         if self.failures:
             raise self.failures[0]
 
@@ -84,18 +133,21 @@ class Burst:
             self.failures.append(error)
 
     def trouble(self) -> None:
-        """Drain a host or kill one; put right one that was drained or killed before."""
-        host = self.rng.choice(self.fleet.hosts)
-        if not host.is_running:
-            host.start()
-            self.done["started"] += 1
-        elif self.rng.random() < 0.4:
-            self.fleet.kill(host)
-            self.done["killed"] += 1
+        """Drain a host or kill one."""
+        if len(self._troubled) >= IN_TROUBLE:
+            self.put_right(self._troubled.popleft())
+        host = self.rng.choice([host for host in self.fleet.hosts if host not in self._troubled])
+        self._troubled.append(host)
+        act = self.rng.choice(["killed", AdminState.DRAINING, AdminState.MAINTENANCE])
+        if isinstance(act, AdminState):
+            self.say(host.provider, act)
         else:
-            wanted = self.rng.choice([AdminState.DRAINING, AdminState.MAINTENANCE, AdminState.ACTIVE])
-            self.say(host.provider, wanted)
-            self.done[wanted.value] += 1
+            self.fleet.kill(host)
+        self.done[act] += 1
+
+    def put_right(self, host: FleetHost) -> None:
+        host.start()
+        self.say(host.provider, AdminState.ACTIVE)
 
     def say(self, provider: str, wanted: AdminState) -> None:
         """As an operator does."""
@@ -113,6 +165,15 @@ class Burst:
             return
         raise AssertionError(f"/admin/{provider} keeps changing")
 
+    def destroy(self) -> None:
+        """Destroy as many as are too many, whatever they and their hosts are doing."""
+        instances = Instances(self.cloud)
+        while (uuid := self.answers.pop(self.rng, KEPT * AT_ONCE)) is not None:
+            found = self.cloud.store.get(keys.instance(uuid), Instance)
+            if found is not None:  # else it failed
+                instances.destroy(found)
+                self.done["destroyed"] += 1
+
     def look(self) -> None:
         """See that placement has given out no more than there is."""
         for provider, summary in self.cloud.placement.hosts(count=HOSTS).items():
@@ -124,14 +185,15 @@ class Burst:
 
 @pytest.fixture
 def own_etcd(tmp_path: Path) -> Iterator[EtcdProcess]:
-    """With the history of this test alone."""
-    with start_etcd(tmp_path / "etcd", is_durable=False) as process:
+    """With the history of this test alone, and all of it."""
+    with start_etcd(tmp_path / "etcd", is_durable=False, options=["--auto-compaction-retention", "0"]) as process:
         yield process
 
 
 @pytest.fixture
 def settings(settings: Config, own_etcd: EtcdProcess) -> Config:
-    return replace(settings, etcd=EtcdSettings(endpoints=(own_etcd.endpoint,)))
+    etcd = EtcdSettings(endpoints=(own_etcd.endpoint,))
+    return replace(settings, etcd=etcd, default_network=IPv4Network("10.96.0.0/16"))  # a default one has 253 addresses
 
 
 @pytest.fixture
@@ -140,7 +202,7 @@ def cloud(settings: Config) -> Iterator[Cloud]:
         yield opened
 
 
-@pytest.mark.timeout(300 + 3 * LAUNCHES)
+@pytest.mark.timeout(600 + 3 * LAUNCHES)
 def test_a_burst_exceeds_no_capacity_and_leaks_nothing_while_hosts_are_drained_and_killed(
     tmp_path: Path,
     own_etcd: EtcdProcess,
@@ -152,10 +214,9 @@ def test_a_burst_exceeds_no_capacity_and_leaks_nothing_while_hosts_are_drained_a
     rng = random.Random(LAUNCHES)
     requests = [dict(zip(("VCPU", "MEMORY_MB", "DISK_GB"), rng.choice(SHAPES), strict=True)) for _ in range(LAUNCHES)]
     totals = {
-        name: max(sum(request[name] for request in requests) * ROOM / HOSTS, 2 * max(shape))
-        for name, shape in zip(("VCPU", "MEMORY_MB", "DISK_GB"), zip(*SHAPES, strict=True), strict=True)
+        name: round(max(sum(amounts) / len(SHAPES) * AT_ONCE * ROOM / HOSTS, 2 * max(amounts)))
+        for name, amounts in zip(("VCPU", "MEMORY_MB", "DISK_GB"), zip(*SHAPES, strict=True), strict=True)
     }
-    totals = {name: round(total) for name, total in totals.items()}
     fleet_settings = FleetSettings(
         config=settings,
         directory=tmp_path / "fleet",
@@ -164,45 +225,40 @@ def test_a_burst_exceeds_no_capacity_and_leaks_nothing_while_hosts_are_drained_a
         memory_mb=totals["MEMORY_MB"],
         disk_gb=totals["DISK_GB"],
     )
+    answers = Answers()
     with Fleet(fleet_settings) as fleet:
         racers = make_racers(SCHEDULERS)
-        burst = Burst(cloud, fleet, totals, rng)
+        burst = Burst(cloud, fleet, totals, answers, rng)
         began = time.monotonic()
         burst.begin()
         try:
-            answers = race(racers, requests)
+            race(racers, requests, answers)
+            took_s = time.monotonic() - began
         finally:
             burst.end()
-        took_s = time.monotonic() - began
-        for host in fleet.hosts:
-            if not host.is_running:
-                host.start()
-            burst.say(host.provider, AdminState.ACTIVE)
         settle(cloud, fleet)
+        settled_s = time.monotonic() - began - took_s
         burst.look()
         instances = {item.value.uuid: item.value for item in cloud.store.list(keys.INSTANCES, Instance).items}
         see_that_both_agree(cloud, fleet, instances)
-    said = Counter(answer.get("error", "launched") for answer in answers)
-    print(
-        f"{LAUNCHES} launches by {SCHEDULERS} schedulers on {HOSTS} hosts in {took_s:.0f} s:",
-        dict(said),
-        dict(burst.done),
-    )
     assert burst.overcommitted == []
-    assert said["launched"] > 0
-    assert {answer["uuid"] for answer in answers if "uuid" in answer} <= instances.keys()
-    assert said.keys() <= {"launched", "NoRoom", "Conflict", "PlacementUnavailable"}, answers
-    see_what_etcd_went_through(history(own_etcd, cloud.store), totals)
+    assert instances.keys() <= answers.launched
+    assert answers.said["launched"] > 0
+    events = see_what_etcd_went_through(history(own_etcd, cloud.store), totals)
+    print(
+        f"{LAUNCHES} launches by {SCHEDULERS} schedulers on {HOSTS} hosts in {took_s:.0f} s, settled {settled_s:.0f} s "
+        f"later, {events} events of etcd: {dict(answers.said)} {dict(burst.done)}, {len(instances)} left",
+    )
+    assert answers.said.keys() <= {"launched", "NoRoom"}, answers.unexpected
 
 
-def race(racers: list[Any], requests: list[dict[str, int]]) -> list[dict[str, Any]]:
-    """Have all schedulers launch at the same time; return what they said."""
-    answers: list[dict[str, Any]] = []
+def race(racers: list[Any], requests: list[dict[str, int]], answers: Answers) -> None:
+    """Have all schedulers launch at the same time."""
 
     def drive(racer: Any, mine: list[dict[str, int]]) -> None:
         for amounts in mine:
             racer.ask({"query": "resources=" + ",".join(f"{name}:{amount}" for name, amount in amounts.items())})
-            answers.append(racer.answer())
+            answers.add(racer.answer())
 
     threads = [
         threading.Thread(target=drive, args=(racer, requests[number :: len(racers)]))
@@ -212,26 +268,23 @@ def race(racers: list[Any], requests: list[dict[str, int]]) -> list[dict[str, An
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(answers) == len(requests)
-    return answers
+    assert answers.said.total() == len(requests)
 
 
 def settle(cloud: Cloud, fleet: Fleet) -> None:
-    """Wait until every instance is built and no intent is left."""
+    """Wait until every instance is built, or gone if it was destroyed, and neither intent nor claim is left over."""
     deadline = time.monotonic() + SETTLE_S
     while True:
-        instances = cloud.store.list(keys.INSTANCES, Instance).items
+        instances = [item.value for item in cloud.store.list(keys.INSTANCES, Instance).items]
         seen = {item.value.uuid: item.value for item in cloud.store.list(keys.SEEN, Seen).items}
-        behind = [
-            i.value.uuid for i in instances if i.value.uuid not in seen or seen[i.value.uuid].state is not State.CREATED
-        ]
+        behind = [i.uuid for i in instances if states.life(i, seen.get(i.uuid)) is not State.CREATED]
         intents = cloud.store.keys(keys.INTENTS)[0]
         held = {consumer for host in fleet.hosts for consumer in cloud.placement.provider_allocations(host.provider)}
-        leaked = held - {item.value.uuid for item in instances}
+        leaked = held - {instance.uuid for instance in instances}
         if not behind and not intents and not leaked:
             return
         late = [(uuid, seen.get(uuid)) for uuid in behind][:5]
-        assert time.monotonic() < deadline, f"not built: {late}; intents: {intents[:5]}; leaked: {sorted(leaked)[:5]}"
+        assert time.monotonic() < deadline, f"not done: {late}; intents: {intents[:5]}; leaked: {sorted(leaked)[:5]}"
         time.sleep(1)
 
 
@@ -264,27 +317,44 @@ def see_that_both_agree(cloud: Cloud, fleet: Fleet, instances: dict[str, Instanc
     assert sorted(ports) == sorted(instances)
 
 
-def see_what_etcd_went_through(events: Iterator[Any], totals: dict[str, int]) -> None:
-    """At no revision was a host asked for more than it has, or did anything go from one state to a wrong one."""
-    held: dict[str, dict[str, dict[str, int]]] = defaultdict(dict)
+def see_what_etcd_went_through(events: Iterator[Any], totals: dict[str, int]) -> int:
+    """At no revision was a host asked for more than it has, or did an instance go from one state to a wrong one.
+
+    A claim stands from before its request until its host has reported the instance gone: from that moment on
+    it may be released, and taken by another, before the keys of the instance are deleted.
+    """
+    held: dict[str, dict[str, dict[str, int]]] = {}
     used: dict[str, Counter[str]] = defaultdict(Counter)
-    state: dict[str, State] = {}
+    wanted: dict[str, Instance] = {}
+    reported: dict[str, Seen] = {}
+    lives: dict[str, State] = {}
+    gone: set[str] = set()
     count = 0
     for event in events:
         count += 1
         uuid = keys.last(event.key)
-        if event.key.startswith(keys.INSTANCES):
-            for provider, amounts in held.pop(uuid, {}).items():
-                used[provider].subtract(amounts)
-            if event.value is not None:
-                instance = decode(event.value, Instance)
-                if instance.state is State.INITIAL:
-                    held[uuid] = instance.claim
-                    for provider, amounts in instance.claim.items():
-                        used[provider].update(amounts)
-                        for name, total in totals.items():
-                            assert used[provider][name] <= total, f"revision {event.revision}: {provider} {name}"
+        where = f"revision {event.revision}: {event.key}"
+        if event.key.startswith(keys.INSTANCES) and event.value is None:
+            assert uuid in gone, f"{where} was deleted, and its host had not said gone"
+            del wanted[uuid]
+        elif event.key.startswith(keys.INSTANCES):
+            wanted[uuid] = instance = decode(event.value, Instance)
+            if uuid not in held:
+                held[uuid] = instance.claim
+                for provider, amounts in instance.claim.items():
+                    used[provider].update(amounts)
+                    for name, total in totals.items():
+                        assert used[provider][name] <= total, f"{where} exceeds {name} of {provider}"
+            assert held[uuid] == instance.claim, where
         elif event.key.startswith(keys.SEEN) and event.value is not None:
-            seen = decode(event.value, Seen)
-            state[uuid] = states.check(state.get(uuid, State.INITIAL), seen.state)
+            reported[uuid] = seen = decode(event.value, Seen)
+            if seen.is_gone and uuid not in gone:
+                gone.add(uuid)
+                for provider, amounts in held[uuid].items():
+                    used[provider].subtract(amounts)
+        else:
+            continue
+        if uuid in wanted:
+            lives[uuid] = states.check(lives.get(uuid, State.INITIAL), states.life(wanted[uuid], reported.get(uuid)))
     assert count > 0
+    return count
