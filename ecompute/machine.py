@@ -60,7 +60,7 @@ class Machine:
     measure: Callable[[], Measured]
     trial: Callable[[], Trial]
     create_overlay: disks.CreateOverlay = disks.create_overlay
-    write_config_drive: Callable[[Path, dict[str, bytes]], None] = configdrive.write
+    write_config_drive: configdrive.WriteDrive = configdrive.write
     spare_lanes: int = 1
 
     @classmethod

@@ -1,4 +1,4 @@
-"""The config drive: a small ISO 9660 image with the label ``config-2``, which a guest mounts at boot.
+"""The config drive: a small ISO 9660 image, which a guest finds by its label and mounts at boot.
 
 The only home of pycdlib. Names are exact in Rock Ridge (Linux) and in Joliet (Windows); the plain
 ISO 9660 names below them are upper case and for nobody in particular.
@@ -16,6 +16,7 @@ import os
 import re
 import time
 from pathlib import Path, PurePosixPath
+from typing import Protocol
 
 import pycdlib
 import pycdlib.dates
@@ -25,9 +26,7 @@ import pycdlib.pycdlibexception
 import pycdlib.utils
 
 from ecompute.cluster.errors import InvalidInput, StorageError
-
-LABEL = "config-2"
-"""By which readers find it (https://docs.openstack.org/nova/latest/user/metadata.html#config-drives)."""
+from ecompute.guest.metadata import LABEL
 
 EPOCH_S = 1577836800.0
 """2020-01-01 UTC, the time of every file on a drive."""
@@ -59,14 +58,20 @@ for _module in (pycdlib.pycdlib, pycdlib.headervd, pycdlib.dates, pycdlib.utils)
     _module.time = Standstill  # type: ignore[attr-defined]
 
 
-def write(path: Path, files: dict[str, bytes]) -> None:
+class WriteDrive(Protocol):
+    """What `write` does."""
+
+    def __call__(self, path: Path, files: dict[str, bytes], *, label: str = LABEL) -> None: ...
+
+
+def write(path: Path, files: dict[str, bytes], *, label: str = LABEL) -> None:
     """Write a config drive with ``files`` (by path, with slashes) as ``path``; an existing one is replaced.
 
     Raises:
         InvalidInput: a name cannot be on the drive.
         StorageError: the file cannot be written; nothing is left of the attempt.
     """
-    image = render(files)
+    image = render(files, label=label)
     partial = partial_of(path)
     try:
         # The name is fixed, so that what a killed run left is written over and not collected.
@@ -97,14 +102,14 @@ def remove(path: Path) -> None:
         raise StorageError(f"the config drive {path} cannot be removed: {error.strerror or error}") from error
 
 
-def render(files: dict[str, bytes]) -> bytes:
+def render(files: dict[str, bytes], *, label: str = LABEL) -> bytes:
     """Return the image of a drive with ``files``.
 
     Raises:
         InvalidInput: a name cannot be on the drive.
     """
     iso = pycdlib.PyCdlib()
-    iso.new(interchange_level=3, vol_ident=LABEL, joliet=3, rock_ridge="1.09")
+    iso.new(interchange_level=3, vol_ident=label, joliet=3, rock_ridge="1.09")
     iso_paths: dict[PurePosixPath, str] = {PurePosixPath("/"): ""}
 
     def enter(path: PurePosixPath, iso_name: str) -> str:

@@ -18,6 +18,9 @@ from typing import Any
 from ecompute.cluster.documents import Assignment, Interface, Secrets
 from ecompute.cluster.errors import InvalidInput, NotFound
 
+LABEL = "config-2"
+"""By which readers find the drive (https://docs.openstack.org/nova/latest/user/metadata.html#config-drives)."""
+
 VERSIONS = ("2018-08-27", "latest")
 """The versions of the format under which the documents are found; readers take the newest that they know."""
 
@@ -101,11 +104,11 @@ def address_data(interface: Interface, address: str) -> Json:
     """Return what one ``address`` of ``interface``, with prefix length, adds to its entry in ``networks``."""
     try:
         own = ipaddress.ip_interface(address)
-        gateway = None if interface.gateway is None else ipaddress.ip_address(interface.gateway)
+        gateway = gateway_of(interface, own.version)
     except ValueError as error:
         raise InvalidInput(f"interface {interface.uuid}: {error}") from error
     routes: list[Json] = []
-    if gateway is not None and gateway.version == own.version:
+    if gateway is not None:
         everything = "0.0.0.0" if own.version == 4 else "::"  # noqa: S104 -- the default route, nothing listens
         routes = [{"network": everything, "netmask": everything, "gateway": str(gateway)}]
     return {
@@ -115,6 +118,18 @@ def address_data(interface: Interface, address: str) -> Json:
         "routes": routes,
         "services": [dns(server) for server in interface.nameservers],
     }
+
+
+def gateway_of(interface: Interface, version: int) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """Return the gateway of the default route for addresses of that version of IP.
+
+    Raises:
+        ValueError: what stands there is no such address.
+    """
+    text = interface.gateway if version == 4 else interface.gateway6
+    if text is None:
+        return None
+    return ipaddress.IPv4Address(text) if version == 4 else ipaddress.IPv6Address(text)
 
 
 def dns(address: str) -> Json:

@@ -19,9 +19,10 @@ from uuid import UUID, uuid5
 
 from ecompute.cluster import keys
 from ecompute.cluster.addressing import mac_address
-from ecompute.cluster.documents import Assignment, Role, Secrets
+from ecompute.cluster.documents import Assignment, ConfigDrive, Role, Secrets
 from ecompute.cluster.errors import HypervisorError, NetworkError, StorageError, Unavailable
-from ecompute.guest import configdrive, metadata
+from ecompute.guest import configdrive
+from ecompute.guest.drive import drive
 from ecompute.hypervisor.api import Hypervisor
 from ecompute.hypervisor.domain import DomainPlan, TapPlan
 from ecompute.instances.terms import Found, Step
@@ -112,7 +113,7 @@ class Actuator:
         bridge: str | None,
         secrets: Callable[[str], Secrets | None],
         create_overlay: disks.CreateOverlay = disks.create_overlay,
-        write_config_drive: Callable[[Path, dict[str, bytes]], None] = configdrive.write,
+        write_config_drive: configdrive.WriteDrive = configdrive.write,
     ) -> None:
         self._provider = provider
         self._place = place
@@ -250,7 +251,7 @@ class Actuator:
             memory_mb=assignment.spec.resources.memory_mb,
             accelerator=self._accelerator,
             root_disk=files.disk,
-            config_drive=files.config_drive,
+            config_drive=None if assignment.spec.config_drive is ConfigDrive.NONE else files.config_drive,
             interfaces=tuple(taps),
             console_log=files.console_log,
         )
@@ -289,7 +290,8 @@ class Actuator:
             raise StorageError("its user data is not in etcd", hint="destroy it and launch it again")
         files = self.files(assignment.uuid)
         files.directory.mkdir(exist_ok=True, mode=0o711)
-        self._put_config_drive(files.config_drive, metadata.documents(assignment, secrets))
+        made = drive(assignment, secrets)
+        self._put_config_drive(files.config_drive, made.files, label=made.label)
 
     def _join(self, assignment: Assignment) -> None:
         if self._bridge is not None and not self._links.has_bridge(self._bridge):

@@ -43,7 +43,7 @@ Moves (``incoming``, ``outgoing``, another epoch) are not planned yet: such an i
 
 from __future__ import annotations
 
-from ecompute.cluster.documents import Assignment, GangState, Power, Role, Seen, State
+from ecompute.cluster.documents import Assignment, ConfigDrive, GangState, Power, Role, Seen, State
 from ecompute.instances.report import says_the_same
 from ecompute.instances.terms import Found, Phase, Plan, Record, Step
 
@@ -110,7 +110,7 @@ def plan(
         if not has_claim:
             steps = (*_removal(found), Step.REMEMBER_REMOVED, Step.REPORT_FAILED)
             return Plan(steps, "it is wanted, and nothing is claimed for it", "its claim is gone")
-        return _build(found, record)
+        return _build(assignment, found, record)
     if known.phase in _REMOVAL:
         return _refuse(assignment, found, known, reported)
     if not found.has_disk:
@@ -204,12 +204,12 @@ def _unassigned(found: Found, record: Record | None, known: Record | None, repor
     return Plan((Step.REPORT_UNASSIGNED,), "nobody asks for it; left alone")
 
 
-def _build(found: Found, record: Record | None) -> Plan:
+def _build(assignment: Assignment, found: Found, record: Record | None) -> Plan:
     steps: list[Step] = [] if record is not None else [Step.REMEMBER_BUILDING]
     steps.append(Step.REPORT_CREATING)
     if not found.has_disk:
         steps += [Step.FETCH_IMAGE, Step.OVERLAY]
-    steps += _made_ready(found)
+    steps += _made_ready(assignment, found)
     steps += [Step.DEFINE, Step.REMEMBER_STARTING, Step.START, Step.REMEMBER_RUNNING, Step.REPORT_CREATED]
     return Plan(tuple(steps), "it is wanted and has never run here")
 
@@ -226,7 +226,7 @@ def _keep(
     if is_to_start:
         # A guest of which only the report remembers gets its record before it is started again.
         steps = [Step.REMEMBER_STARTING] if record is None else []
-        steps += _made_ready(found)
+        steps += _made_ready(assignment, found)
         if found.domain is None:
             steps.append(Step.DEFINE)
         steps += [Step.START, Step.REMEMBER_RUNNING, Step.REPORT_CREATED]
@@ -234,7 +234,7 @@ def _keep(
         return Plan(tuple(steps), "it was on, and is not" if is_again else "its start is unfinished")
     steps = []
     if found.domain is None:
-        steps += [*_made_ready(found), Step.DEFINE]
+        steps += [*_made_ready(assignment, found), Step.DEFINE]
     elif not is_down and not found.has_network:
         steps.append(Step.JOIN_NETWORK)
     has_moved_on = found.domain not in (None, Power.UNKNOWN) and (
@@ -290,8 +290,9 @@ def _remove(assignment: Assignment, found: Found, record: Record | None, reporte
     return Plan(tuple(steps), "it is not wanted")
 
 
-def _made_ready(found: Found) -> list[Step]:
-    return ([] if found.has_config_drive else [Step.CONFIG_DRIVE]) + ([] if found.has_network else [Step.JOIN_NETWORK])
+def _made_ready(assignment: Assignment, found: Found) -> list[Step]:
+    has_drive = found.has_config_drive or assignment.spec.config_drive is ConfigDrive.NONE
+    return ([] if has_drive else [Step.CONFIG_DRIVE]) + ([] if found.has_network else [Step.JOIN_NETWORK])
 
 
 def _removal(found: Found) -> tuple[Step, ...]:

@@ -138,7 +138,7 @@ def create_overlay(image: Image, path: Path, *, disk_gb: int, resize: bool = Tru
         raise StorageError(f"cannot make the disk {path}: {error.strerror}") from error
 
 
-def write_config_drive(path: Path, files: dict[str, bytes]) -> None:
+def write_config_drive(path: Path, files: dict[str, bytes], *, label: str = "") -> None:
     """As `ecompute.guest.configdrive.write`; the drive is no ISO 9660, but the files one after the other."""
     made = path.with_name(f"{path.name}.partial")
     try:

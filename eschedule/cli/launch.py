@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from eschedule.scheduler.launch import Choice
 
 
+CONFIG_DRIVES = ("openstack", "nocloud", "none")
+"""As `ecompute.cluster.documents.ConfigDrive`, which is not loaded for help and completion; a test compares them."""
+
+
 @click.command()
 @click.argument("query", required=False)
 @click.argument("image", required=False)
@@ -40,6 +44,14 @@ if TYPE_CHECKING:
     type=click.Path(allow_dash=True),
     metavar="FILE",
     help="What cloud-init is to do, at most 64 KiB; - is standard input.",
+)
+@click.option(
+    "--configdrive",
+    "config_drive",
+    type=click.Choice(CONFIG_DRIVES),
+    default=CONFIG_DRIVES[0],
+    show_default=True,
+    help="How it is told who it is: a drive as OpenStack's or cloud-init's NoCloud, or DHCP and metadata alone.",
 )
 @click.option("--group", metavar="GROUP", shell_complete=complete_group, help="A group to be a member of.")
 @click.option("--host", metavar="HOST", shell_complete=complete_host, help="On this host, or not at all.")
@@ -84,6 +96,7 @@ def launch(
     image_option: str | None,
     ssh_keys: tuple[str, ...],
     user_data: str | None,
+    config_drive: str,
     group: str | None,
     host: str | None,
     is_packed: bool | None,
@@ -106,7 +119,8 @@ def launch(
     URL, as for --image.
 
     With --count or --members many are launched, all or none. A member in FILE has some of: name, query,
-    cpus, memory, disk, image, host, pack, group, tags, affinities, expires, ssh_keys, user_data.
+    cpus, memory, disk, image, host, pack, group, tags, affinities, expires, ssh_keys, user_data,
+    configdrive.
 
     \b
     Example:  eschedule launch --name web-1 --ssh-key ~/.ssh/id_ed25519.pub --wait
@@ -141,6 +155,7 @@ def launch(
             expires=expires,
             uuid=uuid,
             idempotency_key=idempotency_key,
+            config_drive=config_drive,
         )
         if dry_run and (count is not None or members_file is not None):
             raise InvalidInput("--dry-run is of one instance", hint="leave --count and --members out")

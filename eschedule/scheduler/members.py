@@ -103,6 +103,8 @@ def _request(section: Section, default: LaunchRequest) -> LaunchRequest:
         values["query"] = "resources=" + ",".join(f"{name}:{amounts[key]}" for key, name in _SHAPE.items())
     if "pack" in values:
         values["is_packed"] = values.pop("pack")
+    if "configdrive" in values:
+        values["config_drive"] = values.pop("configdrive")
     return replace(default, **{"name": None, **values})
 
 
@@ -157,4 +159,5 @@ READS: Mapping[str, Read] = {
     "expires": read_text,
     "ssh_keys": _read_tuple,
     "user_data": _read_block,
+    "configdrive": read_text,
 }

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from ecompute.cluster import keys
 from ecompute.cluster.assignments import assignment_of
 from ecompute.cluster.documents import (
+    ConfigDrive,
     Expiry,
     Instance,
     Name,
@@ -87,6 +88,7 @@ def order_of(
             ssh_keys=request.ssh_keys,
             has_user_data=request.user_data is not None,
             interfaces=(port.interface,),
+            config_drive=ConfigDrive(request.config_drive),
         ),
         created_at=timestamp(now_s),
         claim=claim_of(candidate, rows),

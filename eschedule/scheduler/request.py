@@ -12,7 +12,7 @@ from uuid import UUID
 from ecompute.cluster import groups, quotas
 from ecompute.cluster.chosen import digest_of
 from ecompute.cluster.closing import CLASSES
-from ecompute.cluster.documents import DEFAULT_NAMESPACE
+from ecompute.cluster.documents import DEFAULT_NAMESPACE, ConfigDrive
 from ecompute.cluster.errors import InvalidInput
 from ecompute.cluster.placement import PRESENCE, CandidatesQuery, candidates_query
 
@@ -57,6 +57,8 @@ class LaunchRequest:
     """Chosen by the client: a repeated launch with it is the same instance."""
     idempotency_key: str | None = None
     """The same, for a client that would rather not choose a uuid."""
+    config_drive: str = ConfigDrive.OPENSTACK
+    """What kind of drive tells it about itself, as a `ConfigDrive`."""
 
 
 def check(request: LaunchRequest) -> LaunchRequest:
@@ -83,6 +85,7 @@ def check(request: LaunchRequest) -> LaunchRequest:
         expires=None if request.expires is None else request.expires.strip(),
         uuid=None if request.uuid is None else check_uuid(request.uuid),
         idempotency_key=None if request.idempotency_key is None else check_key(request.idempotency_key),
+        config_drive=check_config_drive(request.config_drive),
     )
 
 
@@ -197,6 +200,12 @@ def check_namespace(namespace: str) -> str:
             hint="use letters, digits, hyphens and underscores, at most 63",
         )
     return namespace
+
+
+def check_config_drive(kind: str) -> ConfigDrive:
+    if kind not in list(ConfigDrive):
+        raise InvalidInput(f"{kind[:80]!r} is no kind of config drive", hint=f"use one of {', '.join(ConfigDrive)}")
+    return ConfigDrive(kind)
 
 
 def check_image(image: str) -> str:

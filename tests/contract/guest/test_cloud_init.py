@@ -14,7 +14,7 @@ import pycdlib
 import pytest
 
 from ecompute.cluster.documents import Assignment, Interface, Resources, Role, Secrets, Spec
-from ecompute.guest import configdrive, metadata
+from ecompute.guest import configdrive, metadata, nocloud
 
 UUID = "6f1c1b0e-51f0-4d0e-8f0a-0d6a1f0f5a01"
 NETWORK_UUID = "77a5f0c4-1f7e-4b77-a7fc-2b8b5a3d0001"
@@ -55,14 +55,25 @@ def extension(request: pytest.FixtureRequest) -> str:
 
 def read(cloud_init: Path, directory: Path, assignment: Assignment, secrets: Secrets | None, extension: str) -> Any:
     """Write a drive, unpack it by ``extension``'s names, and return what cloud-init makes of it."""
-    drive = directory / "drive"
-    configdrive.write(drive, metadata.documents(assignment, secrets))
     tree = directory / "tree"
-    unpack(drive, tree, extension)
+    configdrive.write(directory / "drive", metadata.documents(assignment, secrets))
+    unpack(directory / "drive", tree, extension)
     macs = [f"{interface.mac}=eth{place}" for place, interface in enumerate(assignment.spec.interfaces)]
-    program = Path(__file__).with_name("read_with_cloud_init.py")
+    return run(cloud_init, "read_with_cloud_init.py", tree, *macs)
+
+
+def read_nocloud(
+    cloud_init: Path, directory: Path, assignment: Assignment, secrets: Secrets | None, extension: str
+) -> Any:
+    """The same with a drive of NoCloud."""
+    configdrive.write(directory / "drive", nocloud.documents(assignment, secrets), label=nocloud.LABEL)
+    unpack(directory / "drive", directory / "seed" / "nocloud", extension)
+    return run(cloud_init, "read_nocloud_with_cloud_init.py", directory)
+
+
+def run(cloud_init: Path, program: str, *arguments: Path | str) -> Any:
     done = subprocess.run(
-        [sys.executable, program, tree, *macs],
+        [sys.executable, Path(__file__).with_name(program), *arguments],
         env={**os.environ, "PYTHONPATH": str(cloud_init)},
         capture_output=True,
         text=True,
@@ -145,3 +156,40 @@ def test_what_it_would_write_for_debian_has_our_addresses(cloud_init: Path, tmp_
 def test_a_guest_without_interfaces_has_no_network(cloud_init: Path, tmp_path: Path) -> None:
     found = read(cloud_init, tmp_path, assignment(), None, "rr")
     assert [entry for entry in found["network"]["config"] if entry["type"] == "physical"] == []
+
+
+def test_its_nocloud_source_knows_name_keys_and_user_data(cloud_init: Path, tmp_path: Path, extension: str) -> None:
+    asked = assignment(STATIC, ssh_keys=KEYS, has_user_data=True)
+    found = read_nocloud(cloud_init, tmp_path, asked, Secrets(user_data=USER_DATA), extension)
+    assert found["is_read"]
+    assert (found["instance_id"], found["hostname"]) == (UUID, "web-1")
+    assert found["keys"] == list(KEYS)
+    assert bytes(found["userdata"]) == USER_DATA.encode()
+
+
+def test_its_nocloud_source_configures_every_interface(cloud_init: Path, tmp_path: Path) -> None:
+    found = read_nocloud(cloud_init, tmp_path, assignment(STATIC, ISOLATED, ASKING), None, "rr")
+    assert found["is_read"]
+    links = {entry["name"]: entry for entry in found["interfaces"]}
+    assert {name: (link["mac_address"], link["mtu"]) for name, link in links.items()} == {
+        "eth0": (STATIC.mac, 1450),
+        "eth1": (ISOLATED.mac, 1400),
+        "eth2": (ASKING.mac, 1500),
+    }
+    assert [subnet["type"] for subnet in links["eth2"]["subnets"]] == ["dhcp4"]
+    lines = [line.strip() for line in found["eni"].splitlines()]
+    for expected in (
+        "address 10.10.0.5/24",
+        "address fd00:10::5/64",
+        "address 192.168.7.9/28",
+        "dns-nameservers 10.10.0.2",
+    ):
+        assert expected in lines
+    default = [line for line in lines if line.startswith(("gateway", "post-up")) and "10.10.0.1" in line]
+    assert len(default) == 1
+
+
+def test_its_nocloud_source_takes_a_drive_that_says_the_least(cloud_init: Path, tmp_path: Path) -> None:
+    found = read_nocloud(cloud_init, tmp_path, assignment(), None, "rr")
+    assert found["is_read"]
+    assert (found["userdata"], found["keys"], found["interfaces"]) == ([], [], [])

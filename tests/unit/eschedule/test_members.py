@@ -37,6 +37,7 @@ def test_members_differ_in_what_they_say_and_are_alike_in_the_rest() -> None:
   group: dbs
   expires: 2h
   pack: true
+  configdrive: nocloud
   user_data: |
     #cloud-config
     hostname: db
@@ -48,6 +49,7 @@ def test_members_differ_in_what_they_say_and_are_alike_in_the_rest() -> None:
     assert db.query.startswith("resources=VCPU:4") and db.image.endswith("db.qcow2")
     assert (db.host, db.group, db.expires, db.is_packed) == ("rack-1", "dbs", "2h", True)
     assert db.user_data == "#cloud-config\nhostname: db\n"
+    assert (db.config_drive, web.config_drive) == ("nocloud", "openstack")
     assert any_ == DEFAULT
 
 
@@ -65,7 +67,7 @@ def test_every_bad_member_is_named_with_its_line() -> None:
     ) == [
         "line 3: web-2: cpus: must be 1 to 2147483647, not 0",
         "line 5: web-3: colour: unknown key; known here are name, query, cpus, memory, disk, image, host, pack, group, "
-        "tags, affinities, expires, ssh_keys, user_data",
+        "tags, affinities, expires, ssh_keys, user_data, configdrive",
         "line 6: web_4!: 'web_4!' cannot be an instance's name; use letters, digits and hyphens, at most 63, as in a "
         "host name",
         "line 7: web-5: 'ftp://images.example/a' is no image URL; use http://, https:// or an absolute path",

@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ecompute.cluster.documents import ConfigDrive
 from ecompute.cluster.errors import InvalidInput
+from eschedule.cli.launch import CONFIG_DRIVES
 from eschedule.scheduler.request import (
     SSH_KEYS_LIMIT,
     USER_DATA_LIMIT_BYTES,
@@ -39,6 +41,14 @@ def test_a_plain_request_passes_with_its_texts_trimmed() -> None:
     assert checked.image == "http://images.example/a.qcow2"
     assert checked.ssh_keys == (ssh_key(),)
     assert check(checked) == checked
+
+
+def test_a_config_drive_is_one_of_three_kinds_in_the_request_and_in_the_help() -> None:
+    assert list(CONFIG_DRIVES) == list(ConfigDrive)
+    for kind in ConfigDrive:
+        assert check(LaunchRequest(query=QUERY, image="/i", config_drive=str(kind))).config_drive is kind
+    with pytest.raises(InvalidInput, match="'iso' is no kind of config drive; use one of openstack, nocloud, none"):
+        check(LaunchRequest(query=QUERY, image="/i", config_drive="iso"))
 
 
 @pytest.mark.parametrize("name", ["a", "web-1", "A" * 63, "0day", "x-y-z"])

@@ -108,6 +108,19 @@ def test_an_address_that_is_none_names_the_interface() -> None:
         metadata.network_data((interface(addresses=("10.0.0.300/24",)),))
 
 
+def test_each_family_has_its_own_gateway() -> None:
+    document = metadata.network_data(
+        (interface(addresses=("10.10.0.5/24", "fd00::5/64"), gateway="10.10.0.1", gateway6="fd00::1"),)
+    )
+    assert [entry["routes"][0]["gateway"] for entry in document["networks"]] == ["10.10.0.1", "fd00::1"]
+
+
+@pytest.mark.parametrize("field", ["gateway", "gateway6"])
+def test_a_gateway_that_is_none_names_the_interface(field: str) -> None:
+    with pytest.raises(InvalidInput, match="0b9d2c52"):
+        metadata.network_data((interface(addresses=("10.10.0.5/24", "fd00::5/64"), **{field: "x"}),))
+
+
 def test_a_gateway_is_no_route_for_addresses_of_the_other_family() -> None:
     document = metadata.network_data((interface(addresses=("fd00::5/64",), gateway="10.10.0.1"),))
     assert document["networks"][0]["routes"] == []

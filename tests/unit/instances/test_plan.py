@@ -7,7 +7,18 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from msgspec import structs
 
-from ecompute.cluster.documents import Assignment, GangState, Interface, Power, Resources, Role, Seen, Spec, State
+from ecompute.cluster.documents import (
+    Assignment,
+    ConfigDrive,
+    GangState,
+    Interface,
+    Power,
+    Resources,
+    Role,
+    Seen,
+    Spec,
+    State,
+)
 from ecompute.instances.plan import Found, Phase, Plan, Record, Step, after_failure, has_nothing, plan
 from ecompute.instances.report import report
 
@@ -71,6 +82,14 @@ def test_a_new_instance_is_remembered_and_gated_before_anything_is_made() -> Non
         Step.REMEMBER_RUNNING,
         Step.REPORT_CREATED,
     )
+
+
+def test_a_guest_that_wants_no_drive_gets_none() -> None:
+    wanted = structs.replace(assignment(), spec=structs.replace(SPEC, config_drive=ConfigDrive.NONE))
+    steps = decide(wanted).steps
+    assert Step.CONFIG_DRIVE not in steps and Step.JOIN_NETWORK in steps
+    off = Found(domain=Power.OFF, has_disk=True, has_network=True)
+    assert decide(wanted, off, record(Phase.STARTING, power=Power.UNKNOWN)).steps[0] is Step.START
 
 
 def test_an_interrupted_build_goes_on_with_what_is_there() -> None:
