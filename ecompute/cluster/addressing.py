@@ -17,6 +17,7 @@ from ecompute.cluster.errors import AddressesExhausted, InvalidInput
 
 SHORTEST_PREFIX = 16
 LONGEST_PREFIX = 29
+EXAMPLE = "10.10.0.0/24"
 
 _UNUSABLE = tuple(
     (IPv4Network(cidr), what)
@@ -31,8 +32,12 @@ _UNUSABLE = tuple(
 _UNICAST_MAC = re.compile(r"(?!00:00:00:00:00:00)[0-9a-f][02468ace](?::[0-9a-f]{2}){5}")
 
 
-def parse_cidr(cidr: str | IPv4Network) -> IPv4Network:
+def parse_cidr(cidr: str | IPv4Network, *, longest_prefix: int = LONGEST_PREFIX, example: str = EXAMPLE) -> IPv4Network:
     """Return the range that ``cidr`` (``10.10.0.0/24``) names, if a network can have it.
+
+    Args:
+        longest_prefix: of the smallest range that is allowed.
+        example: what one should look like, for errors.
 
     Raises:
         InvalidInput: not an IPv4 range in CIDR notation, with host bits, too small or too large, or
@@ -45,16 +50,16 @@ def parse_cidr(cidr: str | IPv4Network) -> IPv4Network:
             raise NetmaskValueError("no prefix length")
         exact = IPv4Network((IPv4Address(address), int(length)), strict=False)
     except (AddressValueError, NetmaskValueError) as error:
-        raise InvalidInput(f"{text!r} is not an IPv4 range", hint="write it like 10.10.0.0/24") from error
+        raise InvalidInput(f"{text!r} is not an IPv4 range", hint=f"write it like {example}") from error
     if exact.network_address != IPv4Address(address):
         raise InvalidInput(f"{text} has bits set behind its prefix", hint=f"the range is {exact}")
-    if not SHORTEST_PREFIX <= exact.prefixlen <= LONGEST_PREFIX:
+    if not SHORTEST_PREFIX <= exact.prefixlen <= longest_prefix:
         raise InvalidInput(
-            f"{text} has a prefix of {exact.prefixlen} bits", hint=f"use /{SHORTEST_PREFIX} to /{LONGEST_PREFIX}"
+            f"{text} has a prefix of {exact.prefixlen} bits", hint=f"use /{SHORTEST_PREFIX} to /{longest_prefix}"
         )
     for unusable, what in _UNUSABLE:
         if exact.overlaps(unusable):
-            raise InvalidInput(f"{text} is {what}: no guest can use it", hint="use a private range, like 10.10.0.0/24")
+            raise InvalidInput(f"{text} is {what}: no guest can use it", hint=f"use another range, like {example}")
     return exact
 
 

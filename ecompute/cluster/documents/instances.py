@@ -85,6 +85,14 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     config_drive: ConfigDrive = ConfigDrive.OPENSTACK
 
 
+class Leaving(msgspec.Struct, frozen=True, kw_only=True):
+    """An interface that an instance is to be without: a guest may send from it until its host has said otherwise."""
+
+    interface: Interface
+    generation: int
+    """Once its host has reached this one, its port and all that is locked for it are given back."""
+
+
 class Instance(Document, frozen=True, kw_only=True):
     """``/instances/<uuid>``: what is wanted. Written by those who ask and by the lead; by no host."""
 
@@ -101,6 +109,8 @@ class Instance(Document, frozen=True, kw_only=True):
     query: str = ""
     """The placement query it was scheduled with."""
     spec: Spec
+    leaving: tuple[Leaving, ...] = ()
+    """Interfaces that are no part of ``spec`` any more, and still have their ports."""
     created_at: str
     error: str | None = None
     claim: dict[str, dict[str, int]] = {}
@@ -118,6 +128,11 @@ class Instance(Document, frozen=True, kw_only=True):
     """The lead destroys it then; ``/expiries`` has the same time, and is what is swept."""
     digest: str | None = None
     """Of the request, where the client chose the uuid or a key: a repeated launch is told by it."""
+
+    @property
+    def with_ports(self) -> tuple[Interface, ...]:
+        """All interfaces that have a port: those that it is to have, and those that are leaving."""
+        return (*self.spec.interfaces, *(item.interface for item in self.leaving))
 
 
 class Assignment(Document, frozen=True, kw_only=True):

@@ -34,6 +34,7 @@ from ecompute.cluster.store import (
     unchanged,
 )
 from ecompute.cluster.upkeep.decide import Act, finish
+from ecompute.cluster.upkeep.ports import take_port
 
 if TYPE_CHECKING:
     from ecompute.cluster.placement import Placement
@@ -179,16 +180,17 @@ class Finisher:
         ]
         if instance is not None:
             self._forget(instance.value, compares, operations)
-        for network_uuid in {interface.network_uuid for interface in known.spec.interfaces}:
+        interfaces = known.with_ports if isinstance(known, Instance) else known.spec.interfaces
+        for network_uuid in {interface.network_uuid for interface in interfaces}:
             self._leave(network_uuid, uuid, host, compares, operations)
-        for interface in known.spec.interfaces:
+        for interface in interfaces:
+            take_port(self._store, interface, uuid, compares, operations)
             for address in interface.addresses:
                 key = keys.address(interface.network_uuid, address.split("/")[0])
                 lock = self._store.get(key, AddressLock)
                 if lock is not None and lock.value.instance_uuid == uuid:
                     compares.append(unchanged(lock))
                     operations.append(Delete(key))
-            operations.append(Delete(keys.port(interface.network_uuid, interface.uuid)))
         self._store.commit(compares, operations)
         self._events.forget(INSTANCE, uuid)
 
