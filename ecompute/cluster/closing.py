@@ -1,4 +1,6 @@
-"""What it is in placement that a host takes nothing new, whoever says so.
+"""Whether a host takes anything new, and what it is in placement that it does not.
+
+`bar_of` is the one rule of who has closed it, by what it reports and what is said of it in etcd.
 
 A host that drains, is in maintenance, lost, on hold or only starting is *closed* by two things:
 
@@ -20,11 +22,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
-from ecompute.cluster.documents import Admin
+from ecompute.cluster.documents import Admin, AdminState, Node
 from ecompute.cluster.placement.documents import Inventory
 
 VCPU = "VCPU"
@@ -35,6 +38,30 @@ CLASSES = frozenset({VCPU, MEMORY_MB, DISK_GB})
 
 DISABLED = "COMPUTE_STATUS_DISABLED"
 """A standard trait (os-traits)."""
+
+
+@dataclass(frozen=True)
+class Bar:
+    """What keeps new instances off a host: ``word`` is one for a table, ``says`` stands behind the host's name."""
+
+    word: str
+    says: str
+
+
+def bar_of(node: Node | None, admin: Admin | None) -> Bar | None:
+    """Return what keeps new instances off a host; None: nothing does. Whether it answers is another question."""
+    if node is None:
+        return Bar("unknown", "has never registered in etcd")
+    if node.hold is not None:
+        return Bar("hold", f"is on hold: {node.hold}")
+    if admin is None or admin.effective is AdminState.ACTIVE:
+        return None
+    said = {
+        AdminState.LOST: f"is lost since {admin.lost_since}",
+        AdminState.DRAINING: "is draining",
+        AdminState.MAINTENANCE: "is in maintenance",
+    }[admin.effective]
+    return Bar(str(admin.effective), said + (f": {admin.reason}" if admin.reason else ""))
 
 
 def closed(inventories: Mapping[str, Inventory]) -> dict[str, Inventory]:

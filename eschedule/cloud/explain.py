@@ -1,8 +1,9 @@
 """Reads what `eschedule.scheduler.explain` and `capacity` work on, with a handful of requests.
 
-placement: one question for all hosts (`Placement.trees`), one for each condition on aggregates, one
-for the providers that share, and four for each of those, which are few. etcd: the nodes, which tell
-units and steps, and what operators say of them. Never a request a host.
+A `Survey` is all hosts, whatever is asked of them, and serves many queries. placement: one question for all
+hosts (`Placement.trees`), one for the providers that share, and four for each of those, which are few.
+etcd: the nodes, which tell units and steps, and what operators say of them. Never a request a host. A query
+then costs one request for each condition on aggregates.
 
 Nothing is written. What is read is not of one moment: an explanation may be overtaken, as any look may.
 """
@@ -13,10 +14,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ecompute.cluster import keys
-from ecompute.cluster.closing import DISABLED
-from ecompute.cluster.documents import Admin, AdminState, Node
-from ecompute.cluster.errors import CloudError, NotFound
-from ecompute.cluster.placement import CandidatesQuery, Inventory, Summary, candidates_query
+from ecompute.cluster.closing import DISABLED, bar_of
+from ecompute.cluster.documents import Admin, Node
+from ecompute.cluster.errors import NotFound
+from ecompute.cluster.placement import Inventory, Summary, candidates_query
 from eschedule.cloud.connection import Cloud
 from eschedule.scheduler.asked import Asked, asked
 from eschedule.scheduler.capacity import Fits, capacity
@@ -46,20 +47,26 @@ class Look:
         return capacity(self.query, self.hosts, self.members)
 
 
-def look(cloud: Cloud, text: str) -> Look:
-    """Read what is needed to explain the query ``text``.
+@dataclass(frozen=True)
+class Survey:
+    """All hosts as they were read."""
+
+    nodes: tuple[Node, ...]
+    hosts: tuple[Host, ...]
+    classes: frozenset[str]
+    """All that any of them has, and ``traits``."""
+    traits: frozenset[str]
+
+
+def survey(cloud: Cloud) -> Survey:
+    """Read what is known of all hosts.
 
     Raises:
-        InvalidInput: it cannot be meant, or names a class or trait that placement does not know.
         Unavailable: etcd or placement does not answer.
     """
-    query = candidates_query(text)
-    check_classes(query)
-    wanted = asked(query)
     nodes = {item.value.provider: item.value for item in cloud.store.list(keys.NODES, Node).items}
     admins = {keys.last(item.key): item.value for item in cloud.store.list(keys.ADMIN, Admin).items}
     found = cloud.placement.trees(count=len(nodes))
-    _check_names(cloud, query, wanted, found)
     sharing = _sharing(cloud)
     trees: dict[str, list[str]] = {}
     for uuid, summary in found.items():
@@ -78,48 +85,44 @@ def look(cloud: Cloud, text: str) -> Look:
                 barred=barred(node, admin, found[uuid].traits if uuid in found else frozenset()),
             )
         )
+    return Survey(
+        nodes=tuple(nodes.values()),
+        hosts=tuple(sorted(hosts, key=lambda host: (host.name, host.provider))),
+        classes=frozenset(name for summary in found.values() for name in summary.resources),
+        traits=frozenset(name for summary in found.values() for name in summary.traits),
+    )
+
+
+def look(cloud: Cloud, text: str, known: Survey | None = None) -> Look:
+    """Return what is needed to explain the query ``text``.
+
+    Args:
+        known: the hosts; None: they are read now.
+
+    Raises:
+        InvalidInput: it cannot be meant, or names a class or trait that placement does not know.
+        Unavailable: etcd or placement does not answer.
+    """
+    query = candidates_query(text)
+    check_classes(query)
+    wanted = asked(query)
+    known = survey(cloud) if known is None else known
+    if not (wanted.classes <= known.classes and wanted.traits <= known.traits):
+        # One that no host has costs placement little to answer, and it says so if it does not know it.
+        cloud.placement.candidates(query, limit=1)
     members = {
         condition: frozenset(p.uuid for p in cloud.placement.providers(member_of=condition))
         for condition in wanted.conditions
     }
-    return Look(wanted, tuple(sorted(hosts, key=lambda host: (host.name, host.provider))), members)
-
-
-def why_not(
-    cloud: Cloud, text: str, *, excluded: frozenset[str] = frozenset(), only: frozenset[str] | None = None
-) -> str:
-    """Return one line that says which host came nearest to serving ``text``, and what it lacks.
-
-    For the error of a launch that was refused: whatever goes wrong here does not hide that, and the
-    line is empty then; also where a host could serve it by now.
-
-    Args:
-        excluded: as in `explain`.
-        only: as in `explain`.
-    """
-    try:
-        found = look(cloud, text).explain(excluded=excluded, only=only)
-    except CloudError:
-        return ""
-    return "" if found.able else found.nearest_miss
+    return Look(wanted, known.hosts, members)
 
 
 def barred(node: Node | None, admin: Admin | None, traits: frozenset[str]) -> str | None:
     """Return why a host takes nothing new, to stand behind its name; None: it does. Pure."""
-    if node is None:
-        return "has never registered in etcd"
-    if node.hold is not None:
-        return f"is on hold: {node.hold}"
-    if admin is not None and admin.effective is not AdminState.ACTIVE:
-        said = {
-            AdminState.LOST: f"is lost since {admin.lost_since}",
-            AdminState.DRAINING: "is draining",
-            AdminState.MAINTENANCE: "is in maintenance",
-        }[admin.effective]
-        return said + (f": {admin.reason}" if admin.reason else "")
-    if DISABLED in traits:
-        return "takes nothing new: its daemon is starting, or has ended"
-    return None
+    bar = bar_of(node, admin)
+    if bar is not None:
+        return bar.says
+    return "takes nothing new: its daemon is starting, or has ended" if DISABLED in traits else None
 
 
 def _provider(uuid: str, summary: Summary, node: Node | None) -> Provider:
@@ -173,13 +176,3 @@ def _stocks(inventories: Mapping[str, Inventory], usages: Mapping[str, int]) -> 
         name: Stock(i.capacity, usages.get(name, 0), i.min_unit, i.max_unit, i.step_size)
         for name, i in inventories.items()
     }
-
-
-def _check_names(cloud: Cloud, query: CandidatesQuery, wanted: Asked, found: Mapping[str, Summary]) -> None:
-    """See that placement knows the classes and traits of a query; whether any host has them is another matter."""
-    classes = {name for summary in found.values() for name in summary.resources}
-    traits = {name for summary in found.values() for name in summary.traits}
-    if wanted.classes <= classes and wanted.traits <= traits:
-        return
-    # One that no host has costs placement little to answer, and it says so if it does not know it.
-    cloud.placement.candidates(query, limit=1)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from msgspec import structs
 
 from ecompute.cluster import keys
-from ecompute.cluster.closing import DISABLED, said
+from ecompute.cluster.closing import DISABLED, bar_of, said
 from ecompute.cluster.documents import Admin, AdminState, Alive, Assignment, Node
 from ecompute.cluster.errors import Ambiguous, InvalidInput, NotFound
 from ecompute.cluster.given import OUR_TRAITS, Said
@@ -57,10 +57,9 @@ class HostView:
     @property
     def state(self) -> str:
         """One word, the worst that is known."""
-        if self.node.hold is not None:
-            return "hold"
-        if self.admin.effective is not AdminState.ACTIVE:
-            return str(self.admin.effective)
+        bar = bar_of(self.node, self.admin)
+        if bar is not None:
+            return bar.word
         return "up" if self.is_alive else "down"
 
     @property

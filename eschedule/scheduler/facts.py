@@ -19,7 +19,8 @@ from typing import Any, TypeVar
 
 from ecompute.cluster import keys
 from ecompute.cluster.claims import incarnation_of
-from ecompute.cluster.documents import Admin, AdminState, Alive, Copy, Incarnation, NetworkHost, Node, Tagged
+from ecompute.cluster.closing import Bar, bar_of
+from ecompute.cluster.documents import Admin, Alive, Copy, Incarnation, NetworkHost, Node, Tagged
 from ecompute.cluster.store import Store, Versioned
 
 T = TypeVar("T")
@@ -52,28 +53,15 @@ class Target:
         return None if self.admin is None else self.admin.value.zone
 
 
-def takes_new(node: Node, admin: Versioned[Admin] | None) -> bool:
-    """Whether a host takes instances; whether it answers is another question. Pure."""
-    return node.hold is None and (admin is None or admin.value.effective is AdminState.ACTIVE)
-
-
-def why_not(name: str, node: Versioned[Node] | None, admin: Versioned[Admin] | None) -> str | None:
-    """Return, in words, why a host takes nothing new; None: it does. Pure."""
-    if node is None:
-        return f"{name} has never registered"
-    if node.value.hold is not None:
-        return f"{name} is on hold: {node.value.hold}"
-    if admin is None or admin.value.effective is AdminState.ACTIVE:
-        return None
-    reason = f" ({admin.value.reason})" if admin.value.reason else ""
-    return f"{name} is {admin.value.effective}{reason}"
-
-
 @dataclass(frozen=True)
 class _Host:
     node: Versioned[Node] | None
     admin: Versioned[Admin] | None
     is_alive: bool
+
+    @property
+    def bar(self) -> Bar | None:
+        return bar_of(None if self.node is None else self.node.value, None if self.admin is None else self.admin.value)
 
 
 class Facts:
@@ -109,15 +97,15 @@ class Facts:
         return {
             provider: Target(host.node, host.admin, host.is_alive)
             for provider, host in self._hosts(providers).items()
-            if host.node is not None and takes_new(host.node.value, host.admin)
+            if host.node is not None and host.bar is None
         }
 
     def refusals(self, providers: Iterable[str]) -> dict[str, str]:
-        """Return {provider: why it takes nothing new} of those of ``providers`` that do not."""
+        """Return {provider: why it takes nothing new, with its name} of those of ``providers`` that do not."""
         return {
-            provider: reason
+            provider: f"{provider if host.node is None else host.node.value.name} {bar.says}"
             for provider, host in self._hosts(providers).items()
-            if (reason := why_not(provider if host.node is None else host.node.value.name, host.node, host.admin))
+            if (bar := host.bar) is not None
         }
 
     def forget(self, *names: Hashable) -> None:

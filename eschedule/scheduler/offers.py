@@ -101,17 +101,18 @@ class Offers:
         shard = self._shard_now()
         narrowed = in_shard(question, shard) if shard else None
         if narrowed is not None:
-            yield from self._twice(narrowed, limit)
+            yield from self._twice(narrowed, limit, is_last=False)
             self._leave(shard)
         yield from self._twice(question, limit)
         if is_wide:
             yield Offer(self._ask(question, limit=WIDE_LIMIT))
 
-    def _twice(self, question: CandidatesQuery, limit: int | None) -> Iterator[Offer]:
+    def _twice(self, question: CandidatesQuery, limit: int | None, *, is_last: bool = True) -> Iterator[Offer]:
         key = (question.text, limit)
         offer, is_new = self._cache.get(key, lambda: self._ask(question, limit))
         yield offer
-        if not is_new:
+        # Where a shard had nothing seconds ago, what is asked next is the whole cloud, with the shard in it.
+        if not is_new and (is_last or offer.answer.items):
             yield self._cache.get(key, lambda: self._ask(question, limit), newer_than=offer)[0]
 
     def _of_host(self, question: CandidatesQuery, provider: str, *, is_said: bool = False) -> Iterator[Offer]:

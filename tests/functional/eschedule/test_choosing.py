@@ -81,7 +81,7 @@ def test_a_named_host_is_taken_or_none(
     with pytest.raises(NoRoom, match="VCPU: at most 8 at once, 64 asked"):
         Launcher(cloud).launch(make_request(host=large.provider, vcpus=64))
     large.drain()
-    with pytest.raises(NoRoom, match=rf"nothing new starts there: {large.name} is draining \(a test\)"):
+    with pytest.raises(NoRoom, match=rf"nothing new starts there: {large.name} is draining: a test"):
         Launcher(cloud).launch(make_request(host=large.name))
     with pytest.raises(NotFound, match="there is no host 'nowhere'; see `eschedule hosts`"):
         Launcher(cloud).launch(make_request(host="nowhere"))

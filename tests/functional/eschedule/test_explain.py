@@ -17,7 +17,7 @@ from ecompute.cluster.errors import InvalidInput, NoRoom
 from ecompute.cluster.placement import Inventory, Placement
 from ecompute.cluster.store import Put, Store
 from eschedule.cloud.connection import Cloud
-from eschedule.cloud.explain import look, why_not
+from eschedule.cloud.explain import look
 from eschedule.cloud.groups import Groups
 from eschedule.scheduler.launch import Launcher
 from eschedule.scheduler.request import LaunchRequest
@@ -118,11 +118,43 @@ def test_a_shared_disk_and_an_aggregate_are_seen(cloud: Cloud, make_host: Callab
 def test_the_nearest_miss_is_one_line(cloud: Cloud, make_host: Callable[..., Any]) -> None:
     host = make_host(vcpus=4)
     Launcher(cloud).launch(LaunchRequest(query=f"{SMALL}&in_tree={host.provider}", image="http://image/"))
-    assert why_not(cloud, SMALL.replace("VCPU:1", "VCPU:4")) == f"{host.name} lacks 1 VCPU"
-    assert why_not(cloud, "nonsense") == ""
-    assert why_not(cloud, SMALL) == "", "it could be served by now"
+    assert look(cloud, SMALL.replace("VCPU:1", "VCPU:4")).explain().nearest_miss == f"{host.name} lacks 1 VCPU"
     with pytest.raises(NoRoom, match=rf"{host.name} lacks 1 VCPU; see `eschedule explain 'resources=VCPU:4,"):
         Launcher(cloud).launch(LaunchRequest(query=SMALL.replace("VCPU:1", "VCPU:4"), image="http://image/"))
+
+
+def test_launches_refused_one_after_the_other_read_all_hosts_once(
+    settings: Config,
+    store: Store,
+    make_host: Callable[..., Any],
+    make_request: Callable[..., LaunchRequest],
+    proxy: Any,
+) -> None:
+    full, other = make_host(vcpus=1), make_host(vcpus=1)
+    too_big = make_request(vcpus=2)
+    with Cloud(Config(etcd=settings.etcd, placement=PlacementSettings(endpoint=proxy.endpoint))) as through:
+        launcher = Launcher(through)
+        for host in (full, other):
+            launcher.launch(make_request(host=host.name))
+        for _ in range(3):
+            with pytest.raises(NoRoom, match="gives at most 1 VCPU at once"):
+                launcher.launch(too_big)
+        proxy.seen.clear()
+        with pytest.raises(NoRoom, match="lacks 1 VCPU"):
+            launcher.launch(make_request())
+        assert [path.split("?")[0] for _, path in proxy.seen] == ["/allocation_candidates"], "is there room by now?"
+
+
+def test_a_refusal_says_what_is_lacking_now_where_what_is_known_of_the_hosts_is_old(
+    cloud: Cloud, make_host: Callable[..., Any], make_request: Callable[..., LaunchRequest]
+) -> None:
+    host = make_host(vcpus=2)
+    launcher = Launcher(cloud)
+    with pytest.raises(NoRoom, match="gives at most 2 VCPU at once"):
+        launcher.launch(make_request(vcpus=3))
+    Launcher(cloud).launch(make_request(vcpus=2))
+    with pytest.raises(NoRoom, match="VCPU: 2 of 2 used, 1 asked"):
+        launcher.launch(make_request(host=host.name))
 
 
 def test_capacity_says_how_many_more_fit(cloud: Cloud, make_host: Callable[..., Any], tool: Any, store: Store) -> None:

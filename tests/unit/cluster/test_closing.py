@@ -8,8 +8,8 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ecompute.cluster.closing import CLASSES, DISABLED, closed, closed_traits, said
-from ecompute.cluster.documents import Admin, AdminState
+from ecompute.cluster.closing import CLASSES, DISABLED, bar_of, closed, closed_traits, said
+from ecompute.cluster.documents import Admin, AdminState, Node
 from ecompute.cluster.placement import PRESENCE, Inventory
 
 
@@ -64,3 +64,43 @@ def test_each_change_of_the_effective_state_is_a_turn_and_no_other_is(changes: l
         turns += after.effective is not admin.effective
         admin = after
         assert admin.turn == turns
+
+
+def node(**values: Any) -> Node:
+    return Node(
+        provider="p",
+        name="host",
+        underlay="192.0.2.1",
+        underlay_mtu=1500,
+        accelerator="tcg",
+        hypervisor="none",
+        version="0",
+        reported_at="",
+        **values,
+    )
+
+
+@given(
+    st.none() | st.builds(Admin, state=st.sampled_from(list(AdminState)[:3]), lost_since=st.none() | st.just("2026"))
+)
+def test_a_host_takes_something_new_if_it_is_active_or_nobody_says_anything_and_it_is_on_no_hold(
+    admin: Admin | None,
+) -> None:
+    assert (bar_of(node(), admin) is None) == (admin is None or admin.effective is AdminState.ACTIVE)
+    assert bar_of(node(hold="etcd was emptied"), admin) is not None
+    assert bar_of(None, admin) is not None
+
+
+def test_what_keeps_new_instances_off_a_host_is_said_in_a_word_and_in_words() -> None:
+    held = bar_of(node(hold="etcd was emptied"), Admin(lost_since="2026"))
+    assert held is not None
+    assert (held.word, held.says) == ("hold", "is on hold: etcd was emptied")
+    lost = bar_of(node(), Admin(state=AdminState.DRAINING, reason="a new disk", lost_since="2026"))
+    assert lost is not None
+    assert (lost.word, lost.says) == ("lost", "is lost since 2026: a new disk")
+    drained = bar_of(node(), Admin(state=AdminState.DRAINING, reason="a new disk"))
+    assert drained is not None
+    assert (drained.word, drained.says) == ("draining", "is draining: a new disk")
+    unknown = bar_of(None, None)
+    assert unknown is not None
+    assert unknown.says == "has never registered in etcd"

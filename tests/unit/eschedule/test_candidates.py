@@ -11,7 +11,7 @@ from ecompute.cluster.placement import Candidate, Candidates
 from ecompute.cluster.store import Versioned
 from eschedule.scheduler.cache import Offer, by_host
 from eschedule.scheduler.candidates import ranked
-from eschedule.scheduler.facts import Target, takes_new, why_not
+from eschedule.scheduler.facts import Target
 
 
 def candidates(*allocations: dict[str, dict[str, int]]) -> Candidates:
@@ -58,16 +58,6 @@ def test_no_candidates_are_no_hosts() -> None:
     assert by_host(candidates()) == {}
 
 
-@pytest.mark.parametrize("state", AdminState)
-def test_only_an_active_host_takes_what_is_new(state: AdminState) -> None:
-    assert takes_new(node(), admin(state)) == (state is AdminState.ACTIVE)
-
-
-def test_a_host_on_hold_takes_nothing_and_one_without_a_word_takes_everything() -> None:
-    assert takes_new(node(), None)
-    assert not takes_new(node(hold="etcd was emptied"), None)
-
-
 def target(provider: str) -> Target:
     return Target(Versioned(f"/nodes/{provider}", structs.replace(node(), provider=provider), 1, 1, 0), None, True)
 
@@ -82,14 +72,3 @@ def test_what_a_group_excludes_is_not_ranked_and_what_it_alone_allows_is() -> No
     known = {"p": target("p"), "q": target("q")}
     assert [one.provider for one in ranked(offer, known, 1, excluded={"p"})] == ["q"]
     assert [one.provider for one in ranked(offer, known, 1, only={"p"})] == ["p"]
-
-
-def test_why_a_host_takes_nothing_is_said() -> None:
-    held = Versioned("/nodes/p", node(hold="etcd was emptied"), 1, 1, 0)
-    fine = Versioned("/nodes/p", node(), 1, 1, 0)
-    lost = Versioned("/admin/p", Admin(lost_since="2026"), 1, 1, 0)
-    assert why_not("host", held, None) == "host is on hold: etcd was emptied"
-    assert why_not("host", fine, admin(AdminState.DRAINING)) == "host is draining"
-    assert why_not("host", fine, lost) == "host is lost"
-    assert why_not("host", None, None) == "host has never registered"
-    assert why_not("host", fine, None) is None
