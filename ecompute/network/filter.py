@@ -19,27 +19,21 @@ and not touched. Every change is one atomic ruleset, through standard input of `
 
 from __future__ import annotations
 
-import json
-import socket
-import struct
-import subprocess
 import threading
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Protocol
 
-from ecompute.cluster.errors import NetworkError, one_line
+from ecompute.network import nft
 from ecompute.network.mesh import BRIDGE_PREFIX, TAP_PREFIX, VXLAN_PREFIX
+from ecompute.network.nft import Json
 
 TABLE = "ecompute"
 OURS = (BRIDGE_PREFIX, TAP_PREFIX, VXLAN_PREFIX)
 FAMILIES = ("bridge", "inet", "arp")
-PROGRAM = "nft"
+TABLES = tuple((family, TABLE) for family in FAMILIES)
 
 _PRIORITY = -350
 """Before every usual chain of these hooks (the first, of bridge, is at -300)."""
-
-_TIMEOUT_S = 10.0
-_Json = dict[str, Any]
 
 
 class FilterState(StrEnum):
@@ -65,11 +59,11 @@ class Filter(Protocol):
 # --- what the rules are --------------------------------------------------------------------------
 
 
-def _name(key: str, op: str, prefix: str) -> _Json:
+def _name(key: str, op: str, prefix: str) -> Json:
     return {"match": {"op": op, "left": {"meta": {"key": key}}, "right": f"{prefix}*"}}
 
 
-def _chain(family: str, hook: str) -> _Json:
+def _chain(family: str, hook: str) -> Json:
     return {
         "chain": {
             "family": family,
@@ -83,12 +77,12 @@ def _chain(family: str, hook: str) -> _Json:
     }
 
 
-def _drop(family: str, chain: str, *matches: _Json) -> _Json:
+def _drop(family: str, chain: str, *matches: Json) -> Json:
     expression = [*matches, {"counter": None}, {"drop": None}]
     return {"rule": {"family": family, "table": TABLE, "chain": chain, "expr": expression}}
 
 
-def rules() -> list[_Json]:
+def rules() -> list[Json]:
     """Return the tables, chains and rules that are to be there, in their order."""
     to_elsewhere = _name("oifname", "!=", BRIDGE_PREFIX)
     return [
@@ -109,32 +103,8 @@ def rules() -> list[_Json]:
 
 
 def render(*, is_wanted: bool = True) -> str:
-    """Return the commands that replace our tables, or remove them, as JSON for ``nft -j -f -``.
-
-    A table is added before it is deleted so that its absence is no error (libnftables-json(5)).
-    """
-    commands: list[_Json] = []
-    for family in FAMILIES:
-        table = {"table": {"family": family, "name": TABLE}}
-        commands += [{"add": table}, {"delete": table}]
-    if is_wanted:
-        commands += [{"add": item} for item in rules()]
-    lines = ",\n".join(json.dumps(command) for command in commands)
-    return f'{{"nftables": [\n{lines}\n]}}\n'
-
-
-def normalise(listing: str) -> list[_Json]:
-    """Return what ``nft -j list`` printed as `rules` has it: without handles, counts and the rest."""
-    items: list[_Json] = []
-    for item in json.loads(listing)["nftables"]:
-        ((kind, body),) = item.items()
-        if kind == "metainfo":
-            continue
-        kept = {key: value for key, value in body.items() if key != "handle"}
-        if kind == "rule":
-            kept["expr"] = [{"counter": None} if "counter" in part else part for part in kept["expr"]]
-        items.append({kind: kept})
-    return items
+    """Return the commands that replace our tables, or remove them, as JSON for `nft.change`."""
+    return nft.script(TABLES, rules() if is_wanted else ())
 
 
 # --- how they get into the kernel ----------------------------------------------------------------
@@ -150,104 +120,36 @@ class NftFilter:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._seen: tuple[int, FilterState] | None = None
-        self._installed: list[_Json] | None = None
+        self._installed: list[Json] | None = None
 
     def state(self) -> FilterState:
         with self._lock:
-            generation = _generation()
+            generation = nft.generation()
             if self._seen is None or self._seen[0] != generation:
                 self._seen = (generation, self._read())
             return self._seen[1]
 
     def _read(self) -> FilterState:
-        found: list[_Json] = []
-        for family in FAMILIES:
-            listing = _list(family)
-            if listing is not None:
-                found += normalise(listing)
+        found = self._found()
         if not found:
             return FilterState.ABSENT
         # Another release of nft may print a rule in another way: what it printed right after we
         # had installed ours is as good.
         return FilterState.WHOLE if found in (rules(), self._installed) else FilterState.ALTERED
 
+    def _found(self) -> list[Json]:
+        listings = [nft.listing(table) for table in TABLES]
+        return [item for listing in listings if listing is not None for item in nft.normalise(listing)]
+
     def install(self) -> None:
         with self._lock:
             self._seen = None
-            _nft("-f", "-", script=render())
-            generation = _generation()
-            self._installed = [item for family in FAMILIES for item in normalise(_list(family) or '{"nftables":[]}')]
+            nft.change(render())
+            generation = nft.generation()
+            self._installed = self._found()
             self._seen = (generation, FilterState.WHOLE)
 
     def remove(self) -> None:
         with self._lock:
             self._seen = None
-            _nft("-f", "-", script=render(is_wanted=False))
-
-
-def _list(family: str) -> str | None:
-    """Return the listing of our table of a family, or None where there is none."""
-    done = _run("-s", "list", "table", family, TABLE)
-    if done.returncode == 0:
-        return done.stdout
-    if "No such file or directory" in done.stderr:
-        return None
-    raise NetworkError(f"listing the nftables table {family} {TABLE}: {_reason(done.stderr)}")
-
-
-def _nft(*arguments: str, script: str) -> None:
-    done = _run(*arguments, script=script)
-    if done.returncode != 0:
-        raise NetworkError(f"changing the nftables table {TABLE}: {_reason(done.stderr)}")
-
-
-def _reason(stderr: str) -> str:
-    return one_line(stderr.splitlines()[0] if stderr else "nft gave no reason")
-
-
-def _run(*arguments: str, script: str = "") -> subprocess.CompletedProcess[str]:
-    try:
-        return subprocess.run(
-            [PROGRAM, "-j", *arguments],
-            input=script,
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            timeout=_TIMEOUT_S,
-            check=False,
-            env={"LC_ALL": "C", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
-        )
-    except FileNotFoundError as error:
-        raise NetworkError("the program nft is missing", hint="install the package nftables") from error
-    except subprocess.TimeoutExpired as error:
-        raise NetworkError(f"nft did not end within {_TIMEOUT_S:.0f} s") from error
-
-
-_NETLINK_NETFILTER = 12
-_GET_GENERATION = (10 << 8) | 16
-"""NFNL_SUBSYS_NFTABLES, NFT_MSG_GETGEN: include/uapi/linux/netfilter/nf_tables.h"""
-_GENERATION_ID = 1
-
-
-def _generation() -> int:
-    """Return the number that the kernel counts up with every change of any nftables rule.
-
-    Raises:
-        NetworkError: the kernel has no nftables.
-    """
-    try:
-        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER) as netlink:
-            netlink.settimeout(_TIMEOUT_S)
-            netlink.send(struct.pack("=IHHIIBBH", 20, _GET_GENERATION, 1, 1, 0, 0, 0, 0))
-            answer = netlink.recv(8192)
-    except OSError as error:
-        raise NetworkError(f"asking the kernel for its nftables generation: {error}") from error
-    length, kind = struct.unpack_from("=IH", answer)
-    offset = 20
-    while kind == (10 << 8) | 15 and offset + 8 <= length:
-        size, attribute = struct.unpack_from("=HH", answer, offset)
-        if attribute == _GENERATION_ID:
-            (generation,) = struct.unpack_from(">I", answer, offset + 4)
-            return int(generation)
-        offset += (size + 3) & ~3
-    raise NetworkError("the kernel does not tell its nftables generation", hint="it needs nf_tables")
+            nft.change(render(is_wanted=False))

@@ -429,6 +429,6 @@ def test_other_tables_stay_as_they_are(own_namespace: None) -> None:
 def test_without_nft_it_says_which_package_to_install(
     own_namespace: None, monkeypatch: pytest.MonkeyPatch, tmp_path: object
 ) -> None:
-    monkeypatch.setattr("ecompute.network.filter.PROGRAM", f"{tmp_path}/nft")
+    monkeypatch.setattr("ecompute.network.nft.PROGRAM", f"{tmp_path}/nft")
     with pytest.raises(NetworkError, match="nft is missing; install the package nftables"):
         NftFilter().install()

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from ecompute.network.filter import FAMILIES, TABLE, normalise, render, rules
+from ecompute.network.filter import FAMILIES, TABLE, render, rules
+from ecompute.network.nft import normalise
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "network"
 
