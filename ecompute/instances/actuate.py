@@ -28,7 +28,7 @@ from ecompute.hypervisor.domain import DomainPlan, TapPlan
 from ecompute.instances.terms import Found, Step
 from ecompute.network.links import Links
 from ecompute.network.membership import Memberships
-from ecompute.network.mesh import bridge_name, tap_name
+from ecompute.network.names import bridge_name, tap_name
 from ecompute.storage import disks
 from ecompute.storage.images import Image, ImageCache
 from ecompute.storage.place import Place

@@ -15,10 +15,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from ecompute.cluster.errors import NetworkError
-from ecompute.network import mesh
+from ecompute.network import names, terms
 from ecompute.network.filter import FilterState
 from ecompute.network.links import Address, pick
-from ecompute.network.mesh import FoundBridge, FoundNetwork, FoundPort, FoundVxlan
+from ecompute.network.terms import FoundBridge, FoundNetwork, FoundPort, FoundVxlan
 
 APPLIED_KEPT = 10_000
 
@@ -32,7 +32,7 @@ class FakeLinks:
         """Those of the operator."""
         self.taps: dict[str, bool] = {}
         """Devices on no bridge of ours, and whether they are hardened."""
-        self.applied: list[mesh.LinkChange] = []
+        self.applied: list[terms.LinkChange] = []
         self._address = address
         self._lock = threading.RLock()
 
@@ -45,12 +45,12 @@ class FakeLinks:
             loose = frozenset(FoundPort(name, self.taps[name]) for name in taps if name in self.taps)
             return replace(self.networks.get(vni, FoundNetwork(vni=vni)), loose=loose)
 
-    def apply(self, change: mesh.LinkChange) -> None:
+    def apply(self, change: terms.LinkChange) -> None:
         with self._lock:
             match change:
-                case mesh.SetMtu() | mesh.Harden() | mesh.SetUp():
+                case terms.SetMtu() | terms.Harden() | terms.SetUp():
                     self._apply_to_device(change)
-                case mesh.AttachTap(vni, device):
+                case terms.AttachTap(vni, device):
                     found = self.found(vni)
                     _require(change, found.bridge is not None, "No such device")
                     if device in self.taps:
@@ -58,15 +58,15 @@ class FakeLinks:
                         self.networks[vni] = replace(found, ports=found.ports | {port})
                 case _:
                     found = self.found(change.vni)
-                    if isinstance(change, mesh.DeleteBridge):
+                    if isinstance(change, terms.DeleteBridge):
                         self.taps |= {port.name: port.is_hardened for port in found.ports}
                     self.networks[change.vni] = _applied(change, found)
             self.applied.append(change)
             if len(self.applied) > APPLIED_KEPT:
                 del self.applied[: APPLIED_KEPT // 2]
 
-    def _apply_to_device(self, change: mesh.SetMtu | mesh.Harden | mesh.SetUp) -> None:
-        if isinstance(change, mesh.Harden) and change.device in self.taps:
+    def _apply_to_device(self, change: terms.SetMtu | terms.Harden | terms.SetUp) -> None:
+        if isinstance(change, terms.Harden) and change.device in self.taps:
             self.taps[change.device] = True
             return
         for vni, found in self.networks.items():
@@ -74,7 +74,7 @@ class FakeLinks:
             if changed is not None:
                 self.networks[vni] = changed
                 return
-        if isinstance(change, mesh.Harden) and change.device.startswith(mesh.TAP_PREFIX):
+        if isinstance(change, terms.Harden) and change.device.startswith(names.TAP_PREFIX):
             return  # a tap goes with its guest, at any time
         raise NetworkError(f"applying {change}: there is no device {change.device}")
 
@@ -82,7 +82,7 @@ class FakeLinks:
         """As the hypervisor does when a guest starts: a tap appears on a bridge."""
         with self._lock:
             for vni, found in self.networks.items():
-                if mesh.bridge_name(vni) == bridge and found.bridge is not None:
+                if names.bridge_name(vni) == bridge and found.bridge is not None:
                     self.networks[vni] = replace(found, ports=found.ports | {FoundPort(tap, False)})
                     return
             self.taps[tap] = False
@@ -113,13 +113,13 @@ class FakeLinks:
                 for port in found.ports:
                     if port.name == device:
                         if not port.is_hardened:
-                            self._apply_to_device(mesh.Harden(device))
+                            self._apply_to_device(terms.Harden(device))
                         return not port.is_hardened
             raise NetworkError(f"there is no device {device}")
 
     def has_bridge(self, name: str) -> bool:
         with self._lock:
-            ours = {mesh.bridge_name(vni) for vni, found in self.networks.items() if found.bridge is not None}
+            ours = {names.bridge_name(vni) for vni, found in self.networks.items() if found.bridge is not None}
             return name in self.bridges | ours
 
     def addresses(self) -> dict[str, Address]:
@@ -152,68 +152,68 @@ class FakeFilter:
         self.is_installed = self.is_altered = False
 
 
-def _applied(change: mesh.LinkChange, found: FoundNetwork) -> FoundNetwork:
+def _applied(change: terms.LinkChange, found: FoundNetwork) -> FoundNetwork:
     match change:
-        case mesh.AddBridge(vni, mtu):
+        case terms.AddBridge(vni, mtu):
             _require(change, found.bridge is None, "File exists")
-            return replace(found, bridge=FoundBridge("bridge", mesh.bridge_mac(vni), mtu, is_tuned=True))
-        case mesh.TuneBridge(vni, mtu):
+            return replace(found, bridge=FoundBridge("bridge", names.bridge_mac(vni), mtu, is_tuned=True))
+        case terms.TuneBridge(vni, mtu):
             bridge = _bridge(change, found)
-            return replace(found, bridge=replace(bridge, mac=mesh.bridge_mac(vni), mtu=mtu, is_tuned=True))
-        case mesh.DeleteBridge():
+            return replace(found, bridge=replace(bridge, mac=names.bridge_mac(vni), mtu=mtu, is_tuned=True))
+        case terms.DeleteBridge():
             vxlan = found.vxlan and replace(found.vxlan, is_attached=False)
             return replace(found, bridge=None, vxlan=vxlan, ports=frozenset())
-        case mesh.AddVxlan(vni, local, mtu):
+        case terms.AddVxlan(vni, local, mtu):
             _require(change, found.vxlan is None, "File exists")
-            return replace(found, vxlan=FoundVxlan("vxlan", vni, local, mesh.VXLAN_PORT, mtu=mtu))
-        case mesh.DeleteVxlan():
+            return replace(found, vxlan=FoundVxlan("vxlan", vni, local, names.VXLAN_PORT, mtu=mtu))
+        case terms.DeleteVxlan():
             return replace(found, vxlan=None, entries=frozenset(), foreign_entries=frozenset())
-        case mesh.AttachVxlan():
+        case terms.AttachVxlan():
             _bridge(change, found)
             return replace(found, vxlan=replace(_vxlan(change, found), is_attached=True))
-        case mesh.PutEntry(_, mac, underlay):
+        case terms.PutEntry(_, mac, underlay):
             _vxlan(change, found)
-            if mac == mesh.ZEROS:
+            if mac == names.ZEROS:
                 return replace(found, entries=found.entries | {(mac, underlay)})
             return replace(
                 found,
                 entries=frozenset(entry for entry in found.entries if entry[0] != mac) | {(mac, underlay)},
                 foreign_entries=frozenset(entry for entry in found.foreign_entries if entry[0] != mac),
             )
-        case mesh.DropEntry(_, mac, underlay):
+        case terms.DropEntry(_, mac, underlay):
             _vxlan(change, found)
             return replace(found, entries=found.entries - {(mac, underlay)})
     raise AssertionError(change)
 
 
-def _applied_to_device(change: mesh.SetMtu | mesh.Harden | mesh.SetUp, found: FoundNetwork) -> FoundNetwork | None:
+def _applied_to_device(change: terms.SetMtu | terms.Harden | terms.SetUp, found: FoundNetwork) -> FoundNetwork | None:
     values = {
-        mesh.SetMtu: {"mtu": getattr(change, "mtu", None)},
-        mesh.Harden: {"is_hardened": True},
-        mesh.SetUp: {"is_up": True},
+        terms.SetMtu: {"mtu": getattr(change, "mtu", None)},
+        terms.Harden: {"is_hardened": True},
+        terms.SetUp: {"is_up": True},
     }[type(change)]
-    if change.device == mesh.bridge_name(found.vni) and found.bridge is not None:
+    if change.device == names.bridge_name(found.vni) and found.bridge is not None:
         return replace(found, bridge=replace(found.bridge, **values))  # type: ignore[arg-type]
-    if change.device == mesh.vxlan_name(found.vni) and found.vxlan is not None:
+    if change.device == names.vxlan_name(found.vni) and found.vxlan is not None:
         return replace(found, vxlan=replace(found.vxlan, **values))  # type: ignore[arg-type]
-    if isinstance(change, mesh.Harden) and change.device in {port.name for port in found.ports}:
+    if isinstance(change, terms.Harden) and change.device in {port.name for port in found.ports}:
         others = {port for port in found.ports if port.name != change.device}
         return replace(found, ports=frozenset(others | {FoundPort(change.device, True)}))
     return None
 
 
-def _bridge(change: mesh.LinkChange, found: FoundNetwork) -> FoundBridge:
+def _bridge(change: terms.LinkChange, found: FoundNetwork) -> FoundBridge:
     _require(change, found.bridge is not None, "No such device")
     assert found.bridge is not None
     return found.bridge
 
 
-def _vxlan(change: mesh.LinkChange, found: FoundNetwork) -> FoundVxlan:
+def _vxlan(change: terms.LinkChange, found: FoundNetwork) -> FoundVxlan:
     _require(change, found.vxlan is not None, "No such device")
     assert found.vxlan is not None
     return found.vxlan
 
 
-def _require(change: mesh.LinkChange, holds: bool, reason: str) -> None:
+def _require(change: terms.LinkChange, holds: bool, reason: str) -> None:
     if not holds:
         raise NetworkError(f"applying {change}: {reason}")

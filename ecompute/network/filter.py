@@ -24,7 +24,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from ecompute.network import nft
-from ecompute.network.mesh import BRIDGE_PREFIX, TAP_PREFIX, VXLAN_PREFIX
+from ecompute.network.names import BRIDGE_PREFIX, TAP_PREFIX, VXLAN_PREFIX
 from ecompute.network.nft import Json
 
 TABLE = "ecompute"

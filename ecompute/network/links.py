@@ -31,8 +31,9 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from ecompute.cluster.errors import NetworkError
-from ecompute.network import mesh
-from ecompute.network.mesh import FoundBridge, FoundNetwork, FoundPort, FoundVxlan, bridge_name, vxlan_name
+from ecompute.network import names, terms
+from ecompute.network.names import bridge_name, vxlan_name
+from ecompute.network.terms import FoundBridge, FoundNetwork, FoundPort, FoundVxlan
 
 ARP_IGNORE_ALL = 8
 """Documentation/networking/ip-sysctl: "do not reply for all local addresses"."""
@@ -78,7 +79,7 @@ class Links(Protocol):
         `is_guarded` is not known here.
         """
 
-    def apply(self, change: mesh.LinkChange) -> None:
+    def apply(self, change: terms.LinkChange) -> None:
         """Make one change.
 
         Raises:
@@ -158,62 +159,62 @@ class NetlinkLinks:
                 loose=frozenset(FoundPort(name, _is_hardened(link)) for name, link in loose if link is not None),
             )
 
-    def apply(self, change: mesh.LinkChange) -> None:
+    def apply(self, change: terms.LinkChange) -> None:
         with _trying(f"applying {change}"), self._netlink() as netlink:
             match change:
-                case mesh.AddBridge(vni, mtu):
-                    address = mesh.bridge_mac(vni)
+                case terms.AddBridge(vni, mtu):
+                    address = names.bridge_mac(vni)
                     name = bridge_name(vni)
                     netlink.link("add", ifname=name, kind="bridge", address=address, **_BRIDGE_OPTIONS)
                     # Set after it was made, else the bridge would follow the MTUs of its ports.
                     netlink.link("set", index=_index(name), mtu=mtu)
-                case mesh.TuneBridge(vni, mtu):
+                case terms.TuneBridge(vni, mtu):
                     index = _index(bridge_name(vni))
-                    address = mesh.bridge_mac(vni)
+                    address = names.bridge_mac(vni)
                     # No forward delay is refused as long as there is a spanning tree.
                     netlink.link("set", index=index, kind="bridge", br_stp_state=0)
                     netlink.link("set", index=index, kind="bridge", address=address, mtu=mtu, **_BRIDGE_OPTIONS)
-                case mesh.AddVxlan(vni, local, mtu):
+                case terms.AddVxlan(vni, local, mtu):
                     netlink.link(
                         "add",
                         ifname=vxlan_name(vni),
                         kind="vxlan",
                         vxlan_id=vni,
                         vxlan_local=local,
-                        vxlan_port=mesh.VXLAN_PORT,
+                        vxlan_port=names.VXLAN_PORT,
                         vxlan_learning=0,
                         mtu=mtu,
                     )
-                case mesh.AttachVxlan(vni):
+                case terms.AttachVxlan(vni):
                     index = _index(vxlan_name(vni))
                     netlink.link("set", index=index, master=_index(bridge_name(vni)))
-                case mesh.AttachTap(vni, device):
+                case terms.AttachTap(vni, device):
                     master = _index(bridge_name(vni))
                     with _gone_is_fine():  # a tap goes with its guest, at any time
                         netlink.link("set", index=_index(device), master=master)
-                case mesh.DeleteBridge(vni):
+                case terms.DeleteBridge(vni):
                     _delete(netlink, bridge_name(vni))
-                case mesh.DeleteVxlan(vni):
+                case terms.DeleteVxlan(vni):
                     _delete(netlink, vxlan_name(vni))
-                case mesh.SetMtu(device, mtu):
+                case terms.SetMtu(device, mtu):
                     netlink.link("set", index=_index(device), mtu=mtu)
-                case mesh.SetUp(device):
+                case terms.SetUp(device):
                     netlink.link("set", index=_index(device), state="up")
-                case mesh.Harden(device):
-                    with suppress(*(FileNotFoundError,) if device.startswith(mesh.TAP_PREFIX) else ()):
+                case terms.Harden(device):
+                    with suppress(*(FileNotFoundError,) if device.startswith(names.TAP_PREFIX) else ()):
                         _harden(device)
-                case mesh.PutEntry(vni, mac, underlay):
+                case terms.PutEntry(vni, mac, underlay):
                     # An entry of zeros has one destination for each peer; a port's MAC has exactly one.
-                    command = "append" if mac == mesh.ZEROS else "replace"
+                    command = "append" if mac == names.ZEROS else "replace"
                     netlink.fdb(command, **_entry(vni, mac, underlay))
-                case mesh.DropEntry(vni, mac, underlay):
+                case terms.DropEntry(vni, mac, underlay):
                     with _gone_is_fine():
                         netlink.fdb("del", **_entry(vni, mac, underlay))
 
     def ours(self) -> frozenset[int]:
         with _trying("reading the devices of this host"), self._netlink() as netlink:
-            names = {name: vni for _, name in socket.if_nameindex() if (vni := mesh.vni_of(name)) is not None}
-            return frozenset(vni for name, vni in names.items() if _is_ours(_device(netlink, name), name, vni))
+            devices = {name: vni for _, name in socket.if_nameindex() if (vni := names.vni_of(name)) is not None}
+            return frozenset(vni for name, vni in devices.items() if _is_ours(_device(netlink, name), name, vni))
 
     def harden(self, device: str) -> bool:
         with _trying(f"hardening {device}"), self._netlink() as netlink:
@@ -358,7 +359,7 @@ def _is_hardened(link: Any) -> bool:
 def _is_ours(link: Any | None, name: str, vni: int) -> bool:
     if link is None:
         return False
-    if name.startswith(mesh.BRIDGE_PREFIX):
+    if name.startswith(names.BRIDGE_PREFIX):
         return _kind(link) == "bridge"
     return _kind(link) == "vxlan" and _data(link, "IFLA_VXLAN_ID") == vni
 

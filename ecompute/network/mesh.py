@@ -26,82 +26,36 @@ Any thread may call this.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from ipaddress import AddressValueError, IPv4Address
-from typing import TypeAlias
 
 from ecompute.cluster.addressing import is_unicast_mac
 from ecompute.cluster.documents import Network, NetworkHost, Port
 from ecompute.cluster.errors import NetworkError
-
-VXLAN_PORT = 4789
-OVERHEAD_BYTES = 50
-"""Outer Ethernet, IPv4, UDP and VXLAN headers: a network's MTU is the underlay's less this."""
-
-ZEROS = "00:00:00:00:00:00"
-"""The address of the entries for broadcast, multicast and unknown destinations."""
-
-BRIDGE_PREFIX = "ecb"
-VXLAN_PREFIX = "ecx"
-TAP_PREFIX = "ect"
-
-_OURS = re.compile(rf"(?:{BRIDGE_PREFIX}|{VXLAN_PREFIX})([0-9a-f]{{6}})")
-
-
-def bridge_name(vni: int) -> str:
-    return f"{BRIDGE_PREFIX}{vni:06x}"
-
-
-def vxlan_name(vni: int) -> str:
-    return f"{VXLAN_PREFIX}{vni:06x}"
-
-
-def tap_name(interface_uuid: str) -> str:
-    """Return the tap's name, 14 characters of the 15 that the kernel allows."""
-    return TAP_PREFIX + interface_uuid.replace("-", "").lower()[:11]
-
-
-def vni_of(device_name: str) -> int | None:
-    """Return the VNI in the name of a bridge or VXLAN device of ours."""
-    match = _OURS.fullmatch(device_name)
-    return int(match[1], 16) if match else None
-
-
-def bridge_mac(vni: int) -> str:
-    """Return the bridge's own MAC: given, else it would change with every port that comes or goes."""
-    return "06:ec:00:" + vni.to_bytes(3, "big").hex(":")
-
-
-def mtu_over(underlay_mtu: int) -> int:
-    """Return the MTU of a network whose packets travel over an underlay of ``underlay_mtu``."""
-    return underlay_mtu - OVERHEAD_BYTES
-
+from ecompute.network.names import TAP_PREFIX, VXLAN_PORT, bridge_mac, bridge_name, tap_name, vxlan_name
+from ecompute.network.terms import (
+    AddBridge,
+    AddVxlan,
+    AttachTap,
+    AttachVxlan,
+    Change,
+    DeleteBridge,
+    DeleteVxlan,
+    DropEntry,
+    FoundBridge,
+    FoundNetwork,
+    FoundPort,
+    FoundVxlan,
+    Guard,
+    Harden,
+    PutEntry,
+    SetMtu,
+    SetUp,
+    TuneBridge,
+    WantedNetwork,
+)
 
 # --- wanted --------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class WantedNetwork:
-    """One network as it is to be on this host."""
-
-    uuid: str
-    vni: int
-    mtu: int
-    local: str
-    """This host's underlay address."""
-    peers: frozenset[str] = frozenset()
-    """The underlay addresses of the other member hosts."""
-    entries: frozenset[tuple[str, str]] = frozenset()
-    """(MAC, underlay address) of every port on another host."""
-    taps: frozenset[str] = frozenset()
-    """The taps of this host's own ports; those that exist belong on the bridge."""
-    problems: tuple[str, ...] = field(default=(), compare=False)
-    """Records that could not be used, one line each. They cost their own host its place, no other."""
-
-    def forwarding(self) -> frozenset[tuple[str, str]]:
-        return self.entries | {(ZEROS, peer) for peer in self.peers}
 
 
 def wanted(network: Network, provider: str, ports: Iterable[Port], hosts: Iterable[NetworkHost]) -> WantedNetwork:
@@ -167,168 +121,7 @@ def _refusal(underlay: str) -> str | None:
     return None
 
 
-# --- found ---------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class FoundBridge:
-    """A device that has the name of our bridge."""
-
-    kind: str
-    mac: str = ""
-    mtu: int = 0
-    is_up: bool = False
-    is_hardened: bool = False
-    is_tuned: bool = False
-    """No spanning tree, no forward delay, no multicast snooping, the usual ageing."""
-
-
-@dataclass(frozen=True)
-class FoundVxlan:
-    """A device that has the name of our VXLAN device."""
-
-    kind: str
-    vni: int | None = None
-    local: str | None = None
-    port: int = 0
-    is_learning: bool = False
-    mtu: int = 0
-    is_up: bool = False
-    is_hardened: bool = False
-    is_attached: bool = False
-    """To our bridge."""
-
-
-@dataclass(frozen=True)
-class FoundPort:
-    """A port of our bridge other than the VXLAN device, or a tap that should be one."""
-
-    name: str
-    is_hardened: bool
-
-
-@dataclass(frozen=True)
-class FoundNetwork:
-    vni: int
-    bridge: FoundBridge | None = None
-    vxlan: FoundVxlan | None = None
-    entries: frozenset[tuple[str, str]] = frozenset()
-    """Ours: (MAC, underlay address)."""
-    foreign_entries: frozenset[tuple[str, str]] = frozenset()
-    """Those of others that do the same as one of ours would; the rest of theirs is not shown."""
-    ports: frozenset[FoundPort] = frozenset()
-    loose: frozenset[FoundPort] = frozenset()
-    """Taps that were asked for and are there, but not on our bridge."""
-    is_guarded: bool = False
-    """The filter is in place (it is one for all networks)."""
-
-
-# --- changes -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Guard:
-    """Put the filter in place that keeps guests from the host."""
-
-
-@dataclass(frozen=True)
-class Unguard:
-    """Take the filter away: no network of ours is left on this host."""
-
-
-@dataclass(frozen=True)
-class AddBridge:
-    vni: int
-    mtu: int
-
-
-@dataclass(frozen=True)
-class TuneBridge:
-    """Set everything on the bridge that `AddBridge` sets."""
-
-    vni: int
-    mtu: int
-
-
-@dataclass(frozen=True)
-class DeleteBridge:
-    vni: int
-
-
-@dataclass(frozen=True)
-class AddVxlan:
-    vni: int
-    local: str
-    mtu: int
-
-
-@dataclass(frozen=True)
-class DeleteVxlan:
-    vni: int
-
-
-@dataclass(frozen=True)
-class AttachVxlan:
-    vni: int
-
-
-@dataclass(frozen=True)
-class AttachTap:
-    """Put a tap on the bridge again: libvirt did so when it made it, and does not look after it."""
-
-    vni: int
-    device: str
-
-
-@dataclass(frozen=True)
-class SetMtu:
-    device: str
-    mtu: int
-
-
-@dataclass(frozen=True)
-class Harden:
-    """No IPv6, and no answer to ARP for any of the host's addresses."""
-
-    device: str
-
-
-@dataclass(frozen=True)
-class SetUp:
-    device: str
-
-
-@dataclass(frozen=True)
-class PutEntry:
-    """Send ``mac`` to ``underlay``. For a port's MAC this replaces where it was sent before."""
-
-    vni: int
-    mac: str
-    underlay: str
-
-
-@dataclass(frozen=True)
-class DropEntry:
-    vni: int
-    mac: str
-    underlay: str
-
-
-LinkChange: TypeAlias = (
-    AddBridge
-    | TuneBridge
-    | DeleteBridge
-    | AddVxlan
-    | DeleteVxlan
-    | AttachVxlan
-    | AttachTap
-    | SetMtu
-    | Harden
-    | SetUp
-    | PutEntry
-    | DropEntry
-)
-Change: TypeAlias = Guard | Unguard | LinkChange
+# --- plan ----------------------------------------------------------------------------------------
 
 
 def plan(wanted: WantedNetwork | None, found: FoundNetwork) -> tuple[Change, ...]:

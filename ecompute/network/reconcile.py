@@ -20,7 +20,7 @@ from ecompute.cluster.undo import Undo
 from ecompute.network import mesh
 from ecompute.network.filter import Filter, FilterState
 from ecompute.network.links import Links
-from ecompute.network.mesh import Change, FoundNetwork, Guard, Unguard, WantedNetwork
+from ecompute.network.terms import Change, FoundNetwork, Guard, Unguard, WantedNetwork
 
 
 class NetworkReconciler:

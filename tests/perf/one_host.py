@@ -27,7 +27,7 @@ from ecompute.dev.cloud import EmbeddedCloud
 from ecompute.hypervisor import domain
 from ecompute.hypervisor.domain import DomainPlan, TapPlan
 from ecompute.instances.lanes import Lanes
-from ecompute.network.mesh import bridge_name
+from ecompute.network.names import bridge_name
 from eschedule.cloud.connection import Cloud
 from eschedule.cloud.instances import Instances
 from eschedule.scheduler.launch import Launcher

@@ -12,15 +12,15 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from ecompute.cluster.errors import NetworkError
-from ecompute.network import mesh
+from ecompute.network import names, terms
 from ecompute.network.fake import FakeFilter, FakeLinks
 from ecompute.network.filter import Filter, FilterState, NftFilter
 from ecompute.network.links import Address, Links, NetlinkLinks
-from ecompute.network.mesh import FoundBridge, FoundNetwork, FoundVxlan, WantedNetwork
 from ecompute.network.reconcile import NetworkReconciler
+from ecompute.network.terms import FoundBridge, FoundNetwork, FoundVxlan, WantedNetwork
 
 VNI = 0xABCDEF
-BRIDGE, VXLAN = mesh.bridge_name(VNI), mesh.vxlan_name(VNI)
+BRIDGE, VXLAN = names.bridge_name(VNI), names.vxlan_name(VNI)
 LOCAL = "192.0.2.1"
 MAC = "02:00:00:00:00:05"
 CLONE_NEWNET = 0x40000000
@@ -59,13 +59,13 @@ def ip(command: str) -> None:
 
 def make(links: Links) -> None:
     for change in (
-        mesh.AddBridge(VNI, 1450),
-        mesh.Harden(BRIDGE),
-        mesh.AddVxlan(VNI, LOCAL, 1450),
-        mesh.Harden(VXLAN),
-        mesh.AttachVxlan(VNI),
-        mesh.SetUp(BRIDGE),
-        mesh.SetUp(VXLAN),
+        terms.AddBridge(VNI, 1450),
+        terms.Harden(BRIDGE),
+        terms.AddVxlan(VNI, LOCAL, 1450),
+        terms.Harden(VXLAN),
+        terms.AttachVxlan(VNI),
+        terms.SetUp(BRIDGE),
+        terms.SetUp(VXLAN),
     ):
         links.apply(change)
 
@@ -76,12 +76,12 @@ def test_of_a_network_that_is_not_here_nothing_is_found(links: Links) -> None:
 
 
 def test_a_new_bridge_is_tuned_and_down(links: Links) -> None:
-    links.apply(mesh.AddBridge(VNI, 1450))
-    assert links.found(VNI).bridge == FoundBridge("bridge", mesh.bridge_mac(VNI), 1450, is_tuned=True)
+    links.apply(terms.AddBridge(VNI, 1450))
+    assert links.found(VNI).bridge == FoundBridge("bridge", names.bridge_mac(VNI), 1450, is_tuned=True)
 
 
 def test_a_new_vxlan_device_is_down_alone_and_does_not_learn(links: Links) -> None:
-    links.apply(mesh.AddVxlan(VNI, LOCAL, 1450))
+    links.apply(terms.AddVxlan(VNI, LOCAL, 1450))
     assert links.found(VNI).vxlan == FoundVxlan("vxlan", VNI, LOCAL, 4789, False, 1450)
 
 
@@ -89,7 +89,7 @@ def test_a_network_that_was_made_is_found_whole(links: Links) -> None:
     make(links)
     assert links.found(VNI) == FoundNetwork(
         VNI,
-        bridge=FoundBridge("bridge", mesh.bridge_mac(VNI), 1450, True, True, True),
+        bridge=FoundBridge("bridge", names.bridge_mac(VNI), 1450, True, True, True),
         vxlan=FoundVxlan("vxlan", VNI, LOCAL, 4789, False, 1450, True, True, True),
     )
     assert links.ours() == {VNI}
@@ -100,8 +100,8 @@ def test_a_network_that_was_made_is_found_whole(links: Links) -> None:
 
 def test_the_mtu_is_set(links: Links) -> None:
     make(links)
-    links.apply(mesh.SetMtu(VXLAN, 1400))
-    links.apply(mesh.TuneBridge(VNI, 1400))
+    links.apply(terms.SetMtu(VXLAN, 1400))
+    links.apply(terms.TuneBridge(VNI, 1400))
     found = links.found(VNI)
     assert found.bridge is not None
     assert found.vxlan is not None
@@ -110,7 +110,7 @@ def test_the_mtu_is_set(links: Links) -> None:
 
 def test_a_made_device_is_not_made_again(links: Links) -> None:
     make(links)
-    for change in (mesh.AddBridge(VNI, 1450), mesh.AddVxlan(VNI, LOCAL, 1450)):
+    for change in (terms.AddBridge(VNI, 1450), terms.AddVxlan(VNI, LOCAL, 1450)):
         with pytest.raises(NetworkError, match="File exists"):
             links.apply(change)
 
@@ -118,40 +118,40 @@ def test_a_made_device_is_not_made_again(links: Links) -> None:
 def test_zeros_have_an_entry_for_every_peer(links: Links) -> None:
     make(links)
     for underlay in ("192.0.2.2", "192.0.2.3", "192.0.2.3"):
-        links.apply(mesh.PutEntry(VNI, mesh.ZEROS, underlay))
-    assert links.found(VNI).entries == {(mesh.ZEROS, "192.0.2.2"), (mesh.ZEROS, "192.0.2.3")}
-    links.apply(mesh.DropEntry(VNI, mesh.ZEROS, "192.0.2.2"))
-    assert links.found(VNI).entries == {(mesh.ZEROS, "192.0.2.3")}
+        links.apply(terms.PutEntry(VNI, names.ZEROS, underlay))
+    assert links.found(VNI).entries == {(names.ZEROS, "192.0.2.2"), (names.ZEROS, "192.0.2.3")}
+    links.apply(terms.DropEntry(VNI, names.ZEROS, "192.0.2.2"))
+    assert links.found(VNI).entries == {(names.ZEROS, "192.0.2.3")}
 
 
 def test_a_mac_of_a_port_is_sent_to_one_host_the_last_one(links: Links) -> None:
     make(links)
     for underlay in ("192.0.2.2", "192.0.2.3", "192.0.2.3"):
-        links.apply(mesh.PutEntry(VNI, MAC, underlay))
+        links.apply(terms.PutEntry(VNI, MAC, underlay))
     assert links.found(VNI).entries == {(MAC, "192.0.2.3")}
 
 
 def test_what_is_gone_already_can_be_dropped_and_deleted(links: Links) -> None:
-    links.apply(mesh.DeleteBridge(VNI))
-    links.apply(mesh.DeleteVxlan(VNI))
+    links.apply(terms.DeleteBridge(VNI))
+    links.apply(terms.DeleteVxlan(VNI))
     make(links)
-    links.apply(mesh.DropEntry(VNI, MAC, "192.0.2.2"))
+    links.apply(terms.DropEntry(VNI, MAC, "192.0.2.2"))
     assert links.found(VNI).entries == frozenset()
 
 
 def test_a_tap_that_has_gone_with_its_guest_needs_no_change(links: Links) -> None:
     make(links)
     before = links.found(VNI)
-    links.apply(mesh.AttachTap(VNI, "ect00000000009"))
-    links.apply(mesh.Harden("ect00000000009"))
+    links.apply(terms.AttachTap(VNI, "ect00000000009"))
+    links.apply(terms.Harden("ect00000000009"))
     assert links.found(VNI) == before
     with pytest.raises(NetworkError):
-        links.apply(mesh.Harden("ecb00ffff"))
+        links.apply(terms.Harden("ecb00ffff"))
 
 
 def test_without_its_bridge_a_vxlan_device_is_not_attached(links: Links) -> None:
     make(links)
-    links.apply(mesh.DeleteBridge(VNI))
+    links.apply(terms.DeleteBridge(VNI))
     found = links.found(VNI)
     assert found.bridge is None
     assert found.vxlan is not None
@@ -161,25 +161,25 @@ def test_without_its_bridge_a_vxlan_device_is_not_attached(links: Links) -> None
 
 def test_entries_go_with_their_vxlan_device(links: Links) -> None:
     make(links)
-    links.apply(mesh.PutEntry(VNI, MAC, "192.0.2.2"))
-    links.apply(mesh.DeleteVxlan(VNI))
+    links.apply(terms.PutEntry(VNI, MAC, "192.0.2.2"))
+    links.apply(terms.DeleteVxlan(VNI))
     assert links.found(VNI).entries == frozenset()
-    links.apply(mesh.AddVxlan(VNI, LOCAL, 1450))
+    links.apply(terms.AddVxlan(VNI, LOCAL, 1450))
     assert links.found(VNI).entries == frozenset()
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        mesh.AttachVxlan(VNI),
-        mesh.TuneBridge(VNI, 1450),
-        mesh.SetUp(BRIDGE),
-        mesh.SetMtu(VXLAN, 1450),
-        mesh.Harden(BRIDGE),
-        mesh.PutEntry(VNI, MAC, "192.0.2.2"),
+        terms.AttachVxlan(VNI),
+        terms.TuneBridge(VNI, 1450),
+        terms.SetUp(BRIDGE),
+        terms.SetMtu(VXLAN, 1450),
+        terms.Harden(BRIDGE),
+        terms.PutEntry(VNI, MAC, "192.0.2.2"),
     ],
 )
-def test_a_change_to_a_device_that_is_not_there_says_so(links: Links, change: mesh.LinkChange) -> None:
+def test_a_change_to_a_device_that_is_not_there_says_so(links: Links, change: terms.LinkChange) -> None:
     with pytest.raises(NetworkError, match=r"(?i)no such|no device"):
         links.apply(change)
     with pytest.raises(NetworkError, match="no device"):
@@ -192,7 +192,7 @@ def test_calls_in_one_session_and_in_several_threads_agree(links: Links) -> None
 
     def put(entry: tuple[str, str]) -> None:
         with links.session(), links.session():
-            links.apply(mesh.PutEntry(VNI, *entry))
+            links.apply(terms.PutEntry(VNI, *entry))
             assert entry in links.found(VNI).entries
 
     with ThreadPoolExecutor(6) as pool:
@@ -302,19 +302,19 @@ def test_a_tap_beside_its_bridge_is_found_loose_and_attached(netlink: NetlinkLin
     make(netlink)
     ip("tuntap add ect00000000001 mode tap")
     asked = ("ect00000000001", "ect00000000002")
-    assert netlink.found(VNI, asked).loose == {mesh.FoundPort("ect00000000001", False)}
-    netlink.apply(mesh.AttachTap(VNI, "ect00000000001"))
+    assert netlink.found(VNI, asked).loose == {terms.FoundPort("ect00000000001", False)}
+    netlink.apply(terms.AttachTap(VNI, "ect00000000001"))
     found = netlink.found(VNI, asked)
-    assert (found.loose, found.ports) == (frozenset(), {mesh.FoundPort("ect00000000001", False)})
+    assert (found.loose, found.ports) == (frozenset(), {terms.FoundPort("ect00000000001", False)})
 
 
 def test_ports_of_a_bridge_are_found_without_its_vxlan_device(netlink: NetlinkLinks) -> None:
     make(netlink)
     ip("tuntap add ect00000000001 mode tap")
     ip(f"link set ect00000000001 master {BRIDGE}")
-    assert netlink.found(VNI).ports == {mesh.FoundPort("ect00000000001", False)}
+    assert netlink.found(VNI).ports == {terms.FoundPort("ect00000000001", False)}
     netlink.harden("ect00000000001")
-    assert netlink.found(VNI).ports == {mesh.FoundPort("ect00000000001", True)}
+    assert netlink.found(VNI).ports == {terms.FoundPort("ect00000000001", True)}
 
 
 @pytest.mark.parametrize(
@@ -365,7 +365,7 @@ def test_netlink_neither_forks_nor_starts_threads_nor_keeps_descriptors(
     tasks, descriptors = len(os.listdir("/proc/self/task")), len(os.listdir("/proc/self/fd"))
 
     def use() -> None:
-        netlink.apply(mesh.PutEntry(VNI, MAC, "192.0.2.2"))
+        netlink.apply(terms.PutEntry(VNI, MAC, "192.0.2.2"))
         netlink.found(VNI)
         netlink.addresses()
         netlink.ours()

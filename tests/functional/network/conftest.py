@@ -20,11 +20,11 @@ from typing import TypeVar
 
 import pytest
 
-from ecompute.network import mesh
+from ecompute.network import names, terms
 from ecompute.network.filter import NftFilter
 from ecompute.network.links import NetlinkLinks
-from ecompute.network.mesh import WantedNetwork
 from ecompute.network.reconcile import NetworkReconciler
+from ecompute.network.terms import WantedNetwork
 
 T = TypeVar("T")
 CLONE_NEWNET = 0x40000000
@@ -118,14 +118,14 @@ class Host:
     rules: NftFilter = field(default_factory=NftFilter)
     guests: list[Guest] = field(default_factory=list)
 
-    def reconciler(self, on_change: Callable[[mesh.Change], None] | None = None) -> NetworkReconciler:
+    def reconciler(self, on_change: Callable[[terms.Change], None] | None = None) -> NetworkReconciler:
         return NetworkReconciler(self.links, self.rules, on_change)
 
-    def ensure(self, wanted: WantedNetwork | None = None) -> tuple[mesh.Change, ...]:
+    def ensure(self, wanted: WantedNetwork | None = None) -> tuple[terms.Change, ...]:
         with self.space.entered():
             return self.reconciler().ensure(wanted if wanted is not None else self.wanted())
 
-    def remove(self, vni: int = VNI) -> tuple[mesh.Change, ...]:
+    def remove(self, vni: int = VNI) -> tuple[terms.Change, ...]:
         with self.space.entered():
             return self.reconciler().remove(vni)
 
@@ -143,7 +143,7 @@ class Host:
         self.space.veth(guest.port, guest.space, "eth0")
         if port is None:
             self.do(lambda: self.links.harden(guest.port))
-        self.space(f"link set {guest.port} mtu 1450 master {mesh.bridge_name(VNI)} up")
+        self.space(f"link set {guest.port} mtu 1450 master {names.bridge_name(VNI)} up")
         guest.space(f"link set eth0 address {guest.mac} mtu 1450 up")
         guest.space(f"address add {guest.ip}/24 dev eth0")
         self.guests.append(guest)
@@ -253,7 +253,7 @@ def probes(guest: Guest, host: Host, *, has_reserved: bool) -> Iterator[bytes]:
 
     Frames to a reserved group address go up to the host from the port itself, not from its bridge.
     """
-    devices = [mesh.bridge_name(VNI), mesh.vxlan_name(VNI), "under0", *(guest.port for guest in host.guests)]
+    devices = [names.bridge_name(VNI), names.vxlan_name(VNI), "under0", *(guest.port for guest in host.guests)]
     listening = [BROADCAST, *(host.space.mac(device) for device in devices)]
     if has_reserved:
         listening += [f"01:80:c2:00:00:{n:02x}" for n in range(17)]

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from ecompute.cluster.errors import NetworkError
-from ecompute.network import mesh
+from ecompute.network import names, terms
 from ecompute.network.filter import FilterState
-from ecompute.network.mesh import FoundNetwork
 from ecompute.network.reconcile import NetworkReconciler
+from ecompute.network.terms import FoundNetwork
 
 VNI = 0x1234
-BRIDGE, VXLAN = mesh.bridge_name(VNI), mesh.vxlan_name(VNI)
+BRIDGE, VXLAN = names.bridge_name(VNI), names.vxlan_name(VNI)
 MAC = "02:00:00:00:00:02"
 
 
@@ -71,10 +71,10 @@ HARMS = {
     "the VXLAN device with another MTU": f"ip link set {VXLAN} mtu 1300",
     "the VXLAN device with IPv6": f"sysctl -q -w net.ipv6.conf.{VXLAN}.disable_ipv6=0",
     "the VXLAN device learning": f"ip link set {VXLAN} type vxlan id {VNI} learning",
-    "the entry of a peer deleted": f"bridge fdb del {mesh.ZEROS} dev {VXLAN} dst 192.0.2.2",
+    "the entry of a peer deleted": f"bridge fdb del {names.ZEROS} dev {VXLAN} dst 192.0.2.2",
     "the entry of a guest deleted": f"bridge fdb del {MAC} dev {VXLAN} dst 192.0.2.2",
     "the entry of a guest moved": f"bridge fdb replace {MAC} dev {VXLAN} dst 192.0.2.77",
-    "a forged peer added": f"bridge fdb append {mesh.ZEROS} dev {VXLAN} dst 192.0.2.66",
+    "a forged peer added": f"bridge fdb append {names.ZEROS} dev {VXLAN} dst 192.0.2.66",
     "a forged guest added": f"bridge fdb add 02:66:66:66:66:66 dev {VXLAN} dst 192.0.2.66",
     "a tap detached": "ip link set ect00000000001 nomaster",
     "a tap with IPv6": "sysctl -q -w net.ipv6.conf.ect00000000001.disable_ipv6=0",
@@ -130,7 +130,7 @@ def test_joining_and_leaving_leave_every_foreign_device_and_rule_as_it_was(hosts
     host.space("link add other type vxlan id 99 dstport 4789 local 192.0.2.1")
     host.space("link set other master br0")
     host.space("link set br0 up")
-    host.space.run("bridge", "fdb", "append", mesh.ZEROS, "dev", "other", "dst", "192.0.2.3")
+    host.space.run("bridge", "fdb", "append", names.ZEROS, "dev", "other", "dst", "192.0.2.3")
     host.space.run("nft", "add table inet firewall; add chain inet firewall c; add rule inet firewall c accept")
 
     def everything() -> list[str]:
@@ -156,7 +156,7 @@ def test_a_vxlan_device_on_a_foreign_bridge_comes_back_to_ours(hosts: Any) -> No
     host.ensure()
     host.space("link add br0 type bridge")
     host.space(f"link set {VXLAN} master br0")
-    assert host.ensure() == (mesh.AttachVxlan(VNI),)
+    assert host.ensure() == (terms.AttachVxlan(VNI),)
     assert host.do(lambda: host.links.has_bridge("br0"))
 
 
@@ -229,7 +229,7 @@ def test_two_networks_never_meet_even_with_the_same_addresses(hosts: Any, guests
     host.ensure(second)
     other.ensure(replace(other.wanted(), vni=VNI + 1))
     stranger = host.add_guest(3)
-    host.space(f"link set {stranger.port} master {mesh.bridge_name(VNI + 1)}")
+    host.space(f"link set {stranger.port} master {names.bridge_name(VNI + 1)}")
     assert not stranger.ping(guests[0].ip, timeout_s=0.6)
     assert not stranger.ping(guests[1].ip, timeout_s=0.6)
     assert guests[0].ping(guests[1].ip)

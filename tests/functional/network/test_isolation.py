@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from ecompute.network import mesh
+from ecompute.network import names, terms
 
 VNI = 0x1234
-BRIDGE, VXLAN = mesh.bridge_name(VNI), mesh.vxlan_name(VNI)
+BRIDGE, VXLAN = names.bridge_name(VNI), names.vxlan_name(VNI)
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def test_a_packet_as_large_as_the_networks_mtu_passes(guests: Any) -> None:
 def test_with_unicast_entries_guests_reach_each_other_and_nothing_else_is_flooded(hosts: Any, guests: Any) -> None:
     for host, other in (hosts, hosts[::-1]):
         changes = host.ensure(host.wanted((other.guests[0].mac, other.underlay)))
-        assert [type(change) for change in changes] == [mesh.PutEntry]
+        assert [type(change) for change in changes] == [terms.PutEntry]
     assert guests[0].ping(guests[1].ip)
 
 

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from ecompute.cluster.addressing import is_unicast_mac
 from ecompute.cluster.documents import Network, NetworkHost, Port
 from ecompute.cluster.errors import NetworkError
-from ecompute.network import mesh
+from ecompute.network import names, terms
 from ecompute.network.fake import FakeLinks
-from ecompute.network.mesh import FoundBridge, FoundNetwork, FoundPort, FoundVxlan, WantedNetwork, plan, wanted
+from ecompute.network.mesh import plan, wanted
+from ecompute.network.terms import FoundBridge, FoundNetwork, FoundPort, FoundVxlan, WantedNetwork
 
 VNI = 0x10
 ME = "host-1"
@@ -35,16 +36,16 @@ HOSTS = [host(ME, "192.0.2.1"), host("host-2", "192.0.2.2"), host("host-3", "192
 
 def test_names_fit_the_kernels_fifteen_characters_and_are_read_back() -> None:
     biggest = 2**24 - 1
-    for name in (mesh.bridge_name(biggest), mesh.vxlan_name(biggest), mesh.tap_name(str(uuid4()))):
+    for name in (names.bridge_name(biggest), names.vxlan_name(biggest), names.tap_name(str(uuid4()))):
         assert len(name) <= 15
-    assert mesh.tap_name("0123456789AB-cdef-0000-0000-00000000") == "ect0123456789a"
-    assert mesh.vni_of(mesh.bridge_name(biggest)) == mesh.vni_of(mesh.vxlan_name(biggest)) == biggest
+    assert names.tap_name("0123456789AB-cdef-0000-0000-00000000") == "ect0123456789a"
+    assert names.vni_of(names.bridge_name(biggest)) == names.vni_of(names.vxlan_name(biggest)) == biggest
     for foreign in ("ecb", "ecb00000g", "ecb0000001", "ect000001", "br-ecb000001", "ECB000001"):
-        assert mesh.vni_of(foreign) is None
+        assert names.vni_of(foreign) is None
 
 
 def test_a_bridges_mac_is_unicast_and_its_own() -> None:
-    macs = {mesh.bridge_mac(vni) for vni in (1, 2, 2**24 - 1)}
+    macs = {names.bridge_mac(vni) for vni in (1, 2, 2**24 - 1)}
     assert len(macs) == 3
     assert all(is_unicast_mac(mac) for mac in macs)
 
@@ -89,7 +90,7 @@ def test_a_host_with_an_impossible_underlay_address_costs_only_itself_its_place(
     assert "host-9" in made.problems[0]
 
 
-@pytest.mark.parametrize("mac", ["ff:ff:ff:ff:ff:ff", "01:00:5e:00:00:01", mesh.ZEROS, "nonsense", ""])
+@pytest.mark.parametrize("mac", ["ff:ff:ff:ff:ff:ff", "01:00:5e:00:00:01", names.ZEROS, "nonsense", ""])
 def test_a_port_with_a_mac_that_no_interface_has_is_left_out_and_said(mac: str) -> None:
     made = wanted(NETWORK, ME, [port("host-2", mac), port("host-2", "02:00:00:00:00:02")], HOSTS)
     assert made.entries == {("02:00:00:00:00:02", "192.0.2.2")}
@@ -119,7 +120,7 @@ def test_a_host_without_a_record_of_its_own_is_refused() -> None:
 macs = st.integers(1, 6).map(lambda n: f"02:00:00:00:00:{n:02x}")
 underlays = st.integers(2, 6).map(lambda n: f"192.0.2.{n}")
 ports_of_a_mac = st.dictionaries(macs, underlays).map(lambda found: frozenset(found.items()))
-zeros = st.frozensets(underlays.map(lambda underlay: (mesh.ZEROS, underlay)))
+zeros = st.frozensets(underlays.map(lambda underlay: (names.ZEROS, underlay)))
 
 wanteds = st.builds(
     WantedNetwork,
@@ -133,7 +134,7 @@ wanteds = st.builds(
 bridges = st.none() | st.builds(
     FoundBridge,
     kind=st.just("bridge"),
-    mac=st.sampled_from([mesh.bridge_mac(VNI), "02:99:00:00:00:00"]),
+    mac=st.sampled_from([names.bridge_mac(VNI), "02:99:00:00:00:00"]),
     mtu=st.sampled_from([1400, 1450, 1500]),
     is_up=st.booleans(),
     is_hardened=st.booleans(),
@@ -160,33 +161,33 @@ def founds(draw: st.DrawFn) -> FoundNetwork:
     if vxlan is not None:
         entries = draw(ports_of_a_mac) | draw(zeros)
         # A MAC of a port has one entry: what is somebody else's is not ours too.
-        taken = {mac for mac, _ in entries} - {mesh.ZEROS}
+        taken = {mac for mac, _ in entries} - {names.ZEROS}
         foreign = frozenset(entry for entry in draw(ports_of_a_mac) if entry[0] not in taken) | (draw(zeros) - entries)
         is_attached = vxlan.is_attached and bridge is not None
         found = replace(found, entries=entries, foreign_entries=foreign, vxlan=replace(vxlan, is_attached=is_attached))
     if bridge is not None:
-        names = draw(st.frozensets(st.sampled_from(["ect1", "ect2"])))
-        found = replace(found, ports=frozenset(FoundPort(name, draw(st.booleans())) for name in names))
+        taps = draw(st.frozensets(st.sampled_from(["ect1", "ect2"])))
+        found = replace(found, ports=frozenset(FoundPort(name, draw(st.booleans())) for name in taps))
     loose = draw(st.frozensets(st.sampled_from(["ect3", "ect4"])))
     return replace(found, loose=frozenset(FoundPort(name, draw(st.booleans())) for name in loose))
 
 
-def applied(changes: tuple[mesh.Change, ...], found: FoundNetwork) -> FoundNetwork:
+def applied(changes: tuple[terms.Change, ...], found: FoundNetwork) -> FoundNetwork:
     links = FakeLinks()
     links.networks[VNI] = replace(found, loose=frozenset())
     links.taps = {port.name: port.is_hardened for port in found.loose}
     for change in changes:
-        if isinstance(change, mesh.Guard):
+        if isinstance(change, terms.Guard):
             links.networks[VNI] = replace(links.found(VNI), is_guarded=True)
         else:
-            assert not isinstance(change, mesh.Unguard)
+            assert not isinstance(change, terms.Unguard)
             links.apply(change)
     return links.found(VNI, [port.name for port in found.loose])
 
 
 def assert_is(wanted: WantedNetwork, found: FoundNetwork) -> None:
     assert found.is_guarded
-    assert found.bridge == FoundBridge("bridge", mesh.bridge_mac(VNI), wanted.mtu, True, True, True)
+    assert found.bridge == FoundBridge("bridge", names.bridge_mac(VNI), wanted.mtu, True, True, True)
     assert found.vxlan == FoundVxlan("vxlan", VNI, wanted.local, 4789, False, wanted.mtu, True, True, True)
     assert all(port.is_hardened for port in found.ports)
     assert found.loose == frozenset()
@@ -207,12 +208,12 @@ def test_the_plan_leaves_entries_and_ports_that_are_not_ours(wanted: WantedNetwo
     changes = plan(wanted, found)
     after = applied(changes, found)
     assert {port.name for port in after.ports} == {port.name for port in found.ports | found.loose}
-    if not any(isinstance(change, mesh.DeleteVxlan) for change in changes):
+    if not any(isinstance(change, terms.DeleteVxlan) for change in changes):
         # Only a MAC that a port of ours has may be taken over.
         ours = {mac for mac, _ in wanted.entries}
         assert {entry for entry in found.foreign_entries if entry[0] not in ours} <= after.foreign_entries
     for change in changes:
-        if isinstance(change, mesh.DropEntry):
+        if isinstance(change, terms.DropEntry):
             assert (change.mac, change.underlay) in found.entries
 
 
@@ -231,9 +232,9 @@ def test_no_device_goes_up_before_it_is_hardened_attached_and_guarded(
 ) -> None:
     changes = plan(wanted, found)
     for index, change in enumerate(changes):
-        if isinstance(change, mesh.SetUp):
+        if isinstance(change, terms.SetUp):
             before = applied(changes[:index], found)
-            device = before.bridge if change.device == mesh.bridge_name(VNI) else before.vxlan
+            device = before.bridge if change.device == names.bridge_name(VNI) else before.vxlan
             assert before.is_guarded
             assert device is not None
             assert device.is_hardened
@@ -277,7 +278,7 @@ def test_a_guest_that_moves_is_one_change() -> None:
     before = wanted(NETWORK, ME, [port("host-2", "02:00:00:00:00:02", 1)], HOSTS)
     found = applied(plan(before, FoundNetwork(VNI)), FoundNetwork(VNI))
     after = wanted(NETWORK, ME, [port("host-3", "02:00:00:00:00:02", 2)], HOSTS)
-    assert plan(after, found) == (mesh.PutEntry(VNI, "02:00:00:00:00:02", "192.0.2.3"),)
+    assert plan(after, found) == (terms.PutEntry(VNI, "02:00:00:00:00:02", "192.0.2.3"),)
 
 
 def test_a_network_of_1000_hosts_and_10000_guests_is_compared_within_50_ms() -> None:
@@ -292,5 +293,5 @@ def test_a_network_of_1000_hosts_and_10000_guests_is_compared_within_50_ms() -> 
         began = time.thread_time()
         changes = plan(wanted(NETWORK, "host-0", moved, hosts), found)
         durations_ms.append((time.thread_time() - began) * 1000)
-        assert changes == (mesh.PutEntry(VNI, ports[0].mac, "10.1.0.6"),)
+        assert changes == (terms.PutEntry(VNI, ports[0].mac, "10.1.0.6"),)
     assert min(durations_ms) < 50, durations_ms

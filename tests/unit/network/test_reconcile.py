@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from ecompute.cluster.errors import NetworkError
-from ecompute.network import mesh
+from ecompute.network import terms
 from ecompute.network.fake import FakeFilter, FakeLinks
 from ecompute.network.filter import FilterState
-from ecompute.network.mesh import FoundBridge, FoundNetwork, FoundPort, WantedNetwork
 from ecompute.network.reconcile import NetworkReconciler
+from ecompute.network.terms import FoundBridge, FoundNetwork, FoundPort, WantedNetwork
 
 VNI = 0x20
 WANTED = WantedNetwork(
@@ -96,8 +96,8 @@ def test_killed_after_any_change_of_leaving_the_next_call_leaves_nothing() -> No
 
 
 def test_a_change_that_fails_on_a_new_network_leaves_nothing(links: FakeLinks, rules: FakeFilter) -> None:
-    def fail(change: mesh.Change) -> None:
-        if isinstance(change, mesh.AttachVxlan):
+    def fail(change: terms.Change) -> None:
+        if isinstance(change, terms.AttachVxlan):
             raise NetworkError("no")
 
     with pytest.raises(NetworkError):
@@ -112,7 +112,7 @@ def test_a_change_that_fails_on_a_network_with_guests_takes_nothing_away(
     reconciler.ensure(WANTED)
     before = links.found(VNI)
 
-    def fail(change: mesh.Change) -> None:
+    def fail(change: terms.Change) -> None:
         raise NetworkError("no")
 
     with pytest.raises(NetworkError):
@@ -133,9 +133,9 @@ def test_the_filter_stays_until_the_last_network_leaves(reconciler: NetworkRecon
     reconciler.ensure(WANTED)
     reconciler.ensure(other)
     assert reconciler.present() == {VNI, VNI + 1}
-    assert mesh.Unguard() not in reconciler.remove(VNI)
+    assert terms.Unguard() not in reconciler.remove(VNI)
     assert rules.state() is FilterState.WHOLE
-    assert mesh.Unguard() in reconciler.remove(VNI + 1)
+    assert terms.Unguard() in reconciler.remove(VNI + 1)
     assert rules.state() is FilterState.ABSENT
     assert reconciler.remove(VNI) == ()
 
@@ -143,7 +143,7 @@ def test_the_filter_stays_until_the_last_network_leaves(reconciler: NetworkRecon
 def test_an_altered_filter_is_put_back(reconciler: NetworkReconciler, rules: FakeFilter) -> None:
     reconciler.ensure(WANTED)
     rules.is_altered = True
-    assert reconciler.ensure(WANTED) == (mesh.Guard(),)
+    assert reconciler.ensure(WANTED) == (terms.Guard(),)
 
 
 def test_a_network_with_a_guests_port_is_not_removed(reconciler: NetworkReconciler, links: FakeLinks) -> None:
@@ -162,7 +162,7 @@ def test_a_network_with_a_guests_port_is_not_removed(reconciler: NetworkReconcil
 def test_a_tap_that_is_not_hardened_is(reconciler: NetworkReconciler, links: FakeLinks) -> None:
     reconciler.ensure(WANTED)
     links.networks[VNI] = replace(links.found(VNI), ports=frozenset({FoundPort("ect1", False)}))
-    assert reconciler.ensure(WANTED) == (mesh.Harden("ect1"),)
+    assert reconciler.ensure(WANTED) == (terms.Harden("ect1"),)
 
 
 def test_a_tap_whose_bridge_was_deleted_by_hand_is_put_on_the_new_one(
@@ -170,8 +170,8 @@ def test_a_tap_whose_bridge_was_deleted_by_hand_is_put_on_the_new_one(
 ) -> None:
     wanted = replace(WANTED, taps=frozenset({"ect1", "ect2"}))
     links.taps["ect1"] = True
-    assert mesh.AttachTap(VNI, "ect1") in reconciler.ensure(wanted)
-    links.apply(mesh.DeleteBridge(VNI))
+    assert terms.AttachTap(VNI, "ect1") in reconciler.ensure(wanted)
+    links.apply(terms.DeleteBridge(VNI))
     reconciler.ensure(wanted)
     assert links.found(VNI).ports == {FoundPort("ect1", True)}
     assert reconciler.ensure(wanted) == ()
@@ -194,9 +194,9 @@ def test_a_tap_that_is_being_started_is_left_to_libvirt(links: FakeLinks, reconc
     links.taps |= {"ect1": False, "ect2": False}
     with reconciler.starting(["ect1"]):
         changes = reconciler.ensure(wanted)
-        assert [change for change in changes if isinstance(change, mesh.AttachTap)] == [mesh.AttachTap(VNI, "ect2")]
+        assert [change for change in changes if isinstance(change, terms.AttachTap)] == [terms.AttachTap(VNI, "ect2")]
         assert "ect1" in links.taps
-    assert mesh.AttachTap(VNI, "ect1") in reconciler.ensure(wanted)
+    assert terms.AttachTap(VNI, "ect1") in reconciler.ensure(wanted)
 
 
 def test_a_tap_that_was_started_while_it_was_looked_at_is_not_touched(

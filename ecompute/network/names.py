@@ -1,0 +1,75 @@
+"""What is ours on a host by its name, and the MACs that we give.
+
+Devices are named from their network's VNI, taps from their interface. A name that begins with one of
+the prefixes is ours, and a rule that matches the prefix holds for devices that are yet to come.
+
+Pure. Any thread may call this.
+"""
+
+from __future__ import annotations
+
+import re
+
+VXLAN_PORT = 4789
+OVERHEAD_BYTES = 50
+"""Outer Ethernet, IPv4, UDP and VXLAN headers: a network's MTU is the underlay's less this."""
+
+ZEROS = "00:00:00:00:00:00"
+"""The address of the entries for broadcast, multicast and unknown destinations."""
+
+BRIDGE_PREFIX = "ecb"
+VXLAN_PREFIX = "ecx"
+TAP_PREFIX = "ect"
+GATEWAY_PREFIX = "ecg"
+"""Of the outer ends of the veth pairs to the networks' namespaces, on their bridges."""
+UPLINK_PREFIX = "ecu"
+"""Of the outer ends of the veth pairs by which those namespaces lead out."""
+VLAN_PREFIX = "ecv"
+
+_OURS = re.compile(rf"(?:{BRIDGE_PREFIX}|{VXLAN_PREFIX})([0-9a-f]{{6}})")
+
+
+def gateway_name(vni: int) -> str:
+    return f"{GATEWAY_PREFIX}{vni:06x}"
+
+
+def uplink_name(vni: int) -> str:
+    return f"{UPLINK_PREFIX}{vni:06x}"
+
+
+def vlan_name(vni: int) -> str:
+    return f"{VLAN_PREFIX}{vni:06x}"
+
+
+def bridge_name(vni: int) -> str:
+    return f"{BRIDGE_PREFIX}{vni:06x}"
+
+
+def vxlan_name(vni: int) -> str:
+    return f"{VXLAN_PREFIX}{vni:06x}"
+
+
+def tap_name(interface_uuid: str) -> str:
+    """Return the tap's name, 14 characters of the 15 that the kernel allows."""
+    return TAP_PREFIX + interface_uuid.replace("-", "").lower()[:11]
+
+
+def vni_of(device_name: str) -> int | None:
+    """Return the VNI in the name of a bridge or VXLAN device of ours."""
+    match = _OURS.fullmatch(device_name)
+    return int(match[1], 16) if match else None
+
+
+def bridge_mac(vni: int) -> str:
+    """Return the bridge's own MAC: given, else it would change with every port that comes or goes."""
+    return "06:ec:00:" + vni.to_bytes(3, "big").hex(":")
+
+
+def gateway_mac(vni: int) -> str:
+    """Return the MAC of the network's gateway, which every host answers for with the same."""
+    return "06:ec:01:" + vni.to_bytes(3, "big").hex(":")
+
+
+def mtu_over(underlay_mtu: int) -> int:
+    """Return the MTU of a network whose packets travel over an underlay of ``underlay_mtu``."""
+    return underlay_mtu - OVERHEAD_BYTES

@@ -1,0 +1,199 @@
+"""What is said of a network on a host: as it is to be, as it is, and what leads from one to the other.
+
+Pure data; `ecompute.network.mesh` decides with it. Any thread may use it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from ecompute.network.names import ZEROS
+
+# --- wanted --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class WantedNetwork:
+    """One network as it is to be on this host."""
+
+    uuid: str
+    vni: int
+    mtu: int
+    local: str
+    """This host's underlay address."""
+    peers: frozenset[str] = frozenset()
+    """The underlay addresses of the other member hosts."""
+    entries: frozenset[tuple[str, str]] = frozenset()
+    """(MAC, underlay address) of every port on another host."""
+    taps: frozenset[str] = frozenset()
+    """The taps of this host's own ports; those that exist belong on the bridge."""
+    problems: tuple[str, ...] = field(default=(), compare=False)
+    """Records that could not be used, one line each. They cost their own host its place, no other."""
+
+    def forwarding(self) -> frozenset[tuple[str, str]]:
+        return self.entries | {(ZEROS, peer) for peer in self.peers}
+
+
+# --- found ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FoundBridge:
+    """A device that has the name of our bridge."""
+
+    kind: str
+    mac: str = ""
+    mtu: int = 0
+    is_up: bool = False
+    is_hardened: bool = False
+    is_tuned: bool = False
+    """No spanning tree, no forward delay, no multicast snooping, the usual ageing."""
+
+
+@dataclass(frozen=True)
+class FoundVxlan:
+    """A device that has the name of our VXLAN device."""
+
+    kind: str
+    vni: int | None = None
+    local: str | None = None
+    port: int = 0
+    is_learning: bool = False
+    mtu: int = 0
+    is_up: bool = False
+    is_hardened: bool = False
+    is_attached: bool = False
+    """To our bridge."""
+
+
+@dataclass(frozen=True)
+class FoundPort:
+    """A port of our bridge other than the VXLAN device, or a tap that should be one."""
+
+    name: str
+    is_hardened: bool
+
+
+@dataclass(frozen=True)
+class FoundNetwork:
+    vni: int
+    bridge: FoundBridge | None = None
+    vxlan: FoundVxlan | None = None
+    entries: frozenset[tuple[str, str]] = frozenset()
+    """Ours: (MAC, underlay address)."""
+    foreign_entries: frozenset[tuple[str, str]] = frozenset()
+    """Those of others that do the same as one of ours would; the rest of theirs is not shown."""
+    ports: frozenset[FoundPort] = frozenset()
+    loose: frozenset[FoundPort] = frozenset()
+    """Taps that were asked for and are there, but not on our bridge."""
+    is_guarded: bool = False
+    """The filter is in place (it is one for all networks)."""
+
+
+# --- changes -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Guard:
+    """Put the filter in place that keeps guests from the host."""
+
+
+@dataclass(frozen=True)
+class Unguard:
+    """Take the filter away: no network of ours is left on this host."""
+
+
+@dataclass(frozen=True)
+class AddBridge:
+    vni: int
+    mtu: int
+
+
+@dataclass(frozen=True)
+class TuneBridge:
+    """Set everything on the bridge that `AddBridge` sets."""
+
+    vni: int
+    mtu: int
+
+
+@dataclass(frozen=True)
+class DeleteBridge:
+    vni: int
+
+
+@dataclass(frozen=True)
+class AddVxlan:
+    vni: int
+    local: str
+    mtu: int
+
+
+@dataclass(frozen=True)
+class DeleteVxlan:
+    vni: int
+
+
+@dataclass(frozen=True)
+class AttachVxlan:
+    vni: int
+
+
+@dataclass(frozen=True)
+class AttachTap:
+    """Put a tap on the bridge again: libvirt did so when it made it, and does not look after it."""
+
+    vni: int
+    device: str
+
+
+@dataclass(frozen=True)
+class SetMtu:
+    device: str
+    mtu: int
+
+
+@dataclass(frozen=True)
+class Harden:
+    """No IPv6, and no answer to ARP for any of the host's addresses."""
+
+    device: str
+
+
+@dataclass(frozen=True)
+class SetUp:
+    device: str
+
+
+@dataclass(frozen=True)
+class PutEntry:
+    """Send ``mac`` to ``underlay``. For a port's MAC this replaces where it was sent before."""
+
+    vni: int
+    mac: str
+    underlay: str
+
+
+@dataclass(frozen=True)
+class DropEntry:
+    vni: int
+    mac: str
+    underlay: str
+
+
+LinkChange: TypeAlias = (
+    AddBridge
+    | TuneBridge
+    | DeleteBridge
+    | AddVxlan
+    | DeleteVxlan
+    | AttachVxlan
+    | AttachTap
+    | SetMtu
+    | Harden
+    | SetUp
+    | PutEntry
+    | DropEntry
+)
+Change: TypeAlias = Guard | Unguard | LinkChange
