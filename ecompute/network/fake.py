@@ -18,6 +18,7 @@ from ecompute.cluster.errors import NetworkError
 from ecompute.network import names, terms
 from ecompute.network.filter import FilterState
 from ecompute.network.links import Address, pick
+from ecompute.network.present import Device, Kind
 from ecompute.network.terms import FoundBridge, FoundNetwork, FoundPort, FoundVxlan
 
 APPLIED_KEPT = 10_000
@@ -102,6 +103,18 @@ class FakeLinks:
                 if (found.bridge is not None and found.bridge.kind == "bridge")
                 or (found.vxlan is not None and found.vxlan.kind == "vxlan" and found.vxlan.vni == vni)
             )
+
+    def devices(self) -> frozenset[Device]:
+        with self._lock:
+            found = {Device(name, Kind.TAP, None) for name in self.taps if name.startswith(names.TAP_PREFIX)}
+            for vni in self.ours():
+                network = self.networks[vni]
+                if network.bridge is not None and network.bridge.kind == "bridge":
+                    found.add(Device(names.bridge_name(vni), Kind.BRIDGE, vni))
+                if network.vxlan is not None and network.vxlan.kind == "vxlan" and network.vxlan.vni == vni:
+                    found.add(Device(names.vxlan_name(vni), Kind.VXLAN, vni))
+                found |= {Device(p.name, Kind.TAP, vni) for p in network.ports if p.name.startswith(names.TAP_PREFIX)}
+            return frozenset(found)
 
     def harden(self, device: str) -> bool:
         with self._lock:

@@ -33,6 +33,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 from ecompute.cluster.errors import NetworkError
 from ecompute.network import names, terms
 from ecompute.network.names import bridge_name, vxlan_name
+from ecompute.network.present import Device, Kind
 from ecompute.network.terms import FoundBridge, FoundNetwork, FoundPort, FoundVxlan
 
 ARP_IGNORE_ALL = 8
@@ -88,6 +89,9 @@ class Links(Protocol):
 
     def ours(self) -> frozenset[int]:
         """Return the VNIs of which a bridge or VXLAN device of ours is there."""
+
+    def devices(self) -> frozenset[Device]:
+        """Return everything of ours that is there, whether anybody has a use for it or not."""
 
     def harden(self, device: str) -> bool:
         """Keep IPv6 and ARP of this host away from ``device``, a tap; return whether that was needed."""
@@ -215,6 +219,14 @@ class NetlinkLinks:
         with _trying("reading the devices of this host"), self._netlink() as netlink:
             devices = {name: vni for _, name in socket.if_nameindex() if (vni := names.vni_of(name)) is not None}
             return frozenset(vni for name, vni in devices.items() if _is_ours(_device(netlink, name), name, vni))
+
+    def devices(self) -> frozenset[Device]:
+        devices = [name for _, name in socket.if_nameindex() if name.startswith(names.PREFIXES)]
+        with _trying("reading the devices of this host"), self._netlink() as netlink:
+            links = {name: link for name in devices if (link := _device(netlink, name)) is not None}
+        vnis = {link["index"]: names.vni_of(name) for name, link in links.items()}
+        found = (_present(name, link, vnis.get(link.get_attr("IFLA_MASTER"))) for name, link in links.items())
+        return frozenset(device for device in found if device is not None)
 
     def harden(self, device: str) -> bool:
         with _trying(f"hardening {device}"), self._netlink() as netlink:
@@ -362,6 +374,15 @@ def _is_ours(link: Any | None, name: str, vni: int) -> bool:
     if name.startswith(names.BRIDGE_PREFIX):
         return _kind(link) == "bridge"
     return _kind(link) == "vxlan" and _data(link, "IFLA_VXLAN_ID") == vni
+
+
+def _present(name: str, link: Any, vni_of_bridge: int | None) -> Device | None:
+    vni = names.vni_of(name)
+    if vni is not None and _is_ours(link, name, vni):
+        return Device(name, Kind(_kind(link)), vni)
+    if name.startswith(names.TAP_PREFIX) and _kind(link) == "tun":
+        return Device(name, Kind.TAP, vni_of_bridge)
+    return None
 
 
 def _read_bridge(link: Any) -> FoundBridge:

@@ -25,6 +25,8 @@ GATEWAY_PREFIX = "ecg"
 UPLINK_PREFIX = "ecu"
 """Of the outer ends of the veth pairs by which those namespaces lead out."""
 VLAN_PREFIX = "ecv"
+PREFIXES = (BRIDGE_PREFIX, VXLAN_PREFIX, TAP_PREFIX)
+"""Of what is listed by `links.Links.devices`."""
 
 _OURS = re.compile(rf"(?:{BRIDGE_PREFIX}|{VXLAN_PREFIX})([0-9a-f]{{6}})")
 

@@ -16,6 +16,7 @@ from ecompute.network import names, terms
 from ecompute.network.fake import FakeFilter, FakeLinks
 from ecompute.network.filter import Filter, FilterState, NftFilter
 from ecompute.network.links import Address, Links, NetlinkLinks
+from ecompute.network.present import Device, Kind
 from ecompute.network.reconcile import NetworkReconciler
 from ecompute.network.terms import FoundBridge, FoundNetwork, FoundVxlan, WantedNetwork
 
@@ -96,6 +97,28 @@ def test_a_network_that_was_made_is_found_whole(links: Links) -> None:
     assert links.has_bridge(BRIDGE)
     assert not links.has_bridge(VXLAN)
     assert not links.has_bridge("nothing")
+
+
+def test_what_of_ours_is_there_is_listed_with_the_network_that_it_is_part_of(links: Links) -> None:
+    assert links.devices() == frozenset()
+    make(links)
+    on_it, loose = "ect00000000001", "ect00000000002"
+    if isinstance(links, FakeLinks):
+        links.plug(on_it, BRIDGE)
+        links.plug(loose, "somebodys")
+        links.plug("somebodys0", BRIDGE)
+    else:
+        for tap in (on_it, loose):
+            ip(f"tuntap add {tap} mode tap")
+        ip(f"link set {on_it} master {BRIDGE}")
+        ip("link add ecb000001 type veth peer name ect00000000003")
+        ip("link add ecx000002 type vxlan id 3 dstport 4789 local 192.0.2.1")
+    assert links.devices() == {
+        Device(BRIDGE, Kind.BRIDGE, VNI),
+        Device(VXLAN, Kind.VXLAN, VNI),
+        Device(on_it, Kind.TAP, VNI),
+        Device(loose, Kind.TAP, None),
+    }
 
 
 def test_the_mtu_is_set(links: Links) -> None:
