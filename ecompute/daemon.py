@@ -24,6 +24,8 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from ecompute import __version__
+from ecompute.audit.auditor import HostAuditor
+from ecompute.audit.look import Looker
 from ecompute.cluster import keys
 from ecompute.cluster.config import Config
 from ecompute.cluster.documents import Admin, Incarnation, Node, Secrets, timestamp
@@ -285,6 +287,18 @@ class Daemon:
             has_nothing=instances.has_nothing,
         )
         at_end(operations.close)
+        looker = Looker(
+            store=store,
+            provider=provider,
+            hypervisor=hypervisor,
+            actuator=actuator,
+            memory=memory,
+            instances=instances,
+            devices=links.devices,
+        )
+        auditor = HostAuditor(
+            store, provider, looker.look, instances.wake, is_held=lambda: hold.reason is not None, rng=self._rng
+        )
         leader = Leader(
             upkeep_store,
             placement,
@@ -306,6 +320,8 @@ class Daemon:
         at_end(copies.stop)
         leader.start()
         at_end(leader.stop)
+        auditor.start()
+        at_end(auditor.stop)
         instances.start()
         at_end(lambda: _close_instances(instances))
         return True

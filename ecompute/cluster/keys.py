@@ -23,6 +23,7 @@ SECRETS = "/secrets/"
 SEEN = "/seen/"
 BOOTED = "/booted/"
 NODES = "/nodes/"
+AUDITS = "/audits/"
 ADMIN = "/admin/"
 ALIVE = "/alive/"
 LOAD = "/load/"
@@ -107,6 +108,10 @@ def booted(uuid: str) -> str:
 
 def node(provider: str) -> str:
     return NODES + _part(provider)
+
+
+def audit(provider: str) -> str:
+    return AUDITS + _part(provider)
 
 
 def admin(provider: str) -> str:

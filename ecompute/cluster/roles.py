@@ -78,6 +78,7 @@ def host(provider: str) -> tuple[Grant, ...]:
             Access.BOTH,
             keys.seen_by(provider),
             keys.node(provider),
+            keys.audit(provider),
             keys.alive(provider),
             keys.load(provider),
             keys.copies(provider),

@@ -31,7 +31,7 @@ from ecompute.network.membership import Memberships
 from ecompute.network.names import bridge_name, tap_name
 from ecompute.storage import disks
 from ecompute.storage.images import Image, ImageCache
-from ecompute.storage.place import Place
+from ecompute.storage.place import MARK, Place
 
 DEADLINE_S: dict[Step, float] = {
     Step.FETCH_IMAGE: 30.0,
@@ -144,6 +144,23 @@ class Actuator:
         self._place.check()
         return {path.name for path in self._place.path.iterdir() if keys.is_uuid(path.name) and path.is_dir()}
 
+    def strays(self) -> frozenset[str]:
+        """Return the names of what lies beside the instances' directories, and is none.
+
+        Raises:
+            StorageUnavailable: it cannot be said.
+        """
+        self._place.check()
+        return frozenset(
+            path.name
+            for path in self._place.path.iterdir()
+            if path.name != MARK and not (keys.is_uuid(path.name) and path.is_dir())
+        )
+
+    def fetching(self) -> frozenset[str]:
+        """Return the uuids of the instances whose image is on its way."""
+        return frozenset(self._fetching)
+
     def look(self, uuid: str, assignment: Assignment | None) -> Found:
         """Return what of the instance is on this host, now.
 
@@ -229,6 +246,25 @@ class Actuator:
 
     def domain_plan(self, assignment: Assignment) -> DomainPlan:
         files = self.files(assignment.uuid)
+        return DomainPlan(
+            uuid=assignment.uuid,
+            name=assignment.name,
+            namespace=assignment.namespace,
+            provider=self._provider,
+            vcpus=assignment.spec.resources.vcpus,
+            memory_mb=assignment.spec.resources.memory_mb,
+            accelerator=self._accelerator,
+            root_disk=files.disk,
+            config_drive=None if assignment.spec.config_drive is ConfigDrive.NONE else files.config_drive,
+            interfaces=self._taps(assignment),
+            console_log=files.console_log,
+        )
+
+    def taps(self, assignment: Assignment) -> frozenset[str]:
+        """Return the devices that the guest has while it runs."""
+        return frozenset(tap.tap for tap in self._taps(assignment))
+
+    def _taps(self, assignment: Assignment) -> tuple[TapPlan, ...]:
         taps = [
             TapPlan(
                 tap=tap_name(interface.uuid),
@@ -242,19 +278,7 @@ class Actuator:
         if self._bridge is not None:
             lan = str(uuid5(UUID(assignment.uuid), self._bridge))
             taps.append(TapPlan(tap=tap_name(lan), bridge=self._bridge, mac=mac_address(lan), mtu=None, model="virtio"))
-        return DomainPlan(
-            uuid=assignment.uuid,
-            name=assignment.name,
-            namespace=assignment.namespace,
-            provider=self._provider,
-            vcpus=assignment.spec.resources.vcpus,
-            memory_mb=assignment.spec.resources.memory_mb,
-            accelerator=self._accelerator,
-            root_disk=files.disk,
-            config_drive=None if assignment.spec.config_drive is ConfigDrive.NONE else files.config_drive,
-            interfaces=tuple(taps),
-            console_log=files.console_log,
-        )
+        return tuple(taps)
 
     def _fetch(self, assignment: Assignment) -> None:
         uuid = assignment.uuid

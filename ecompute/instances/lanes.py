@@ -163,6 +163,11 @@ class Lanes:
         with self._changed:
             return [Stuck(uuid, work._step) for uuid, work in self._stuck.items()]
 
+    def at_work(self) -> frozenset[str]:
+        """Return what waits or is at work; the stuck do not count."""
+        with self._changed:
+            return frozenset({*self._queue, *self._running})
+
     def is_idle(self) -> bool:
         """Whether nothing waits and nothing is at work; the stuck do not count."""
         with self._changed:

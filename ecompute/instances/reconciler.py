@@ -149,6 +149,14 @@ class InstanceReconciler:
             is_settled = not self._unsettled
         return self._has_scanned.is_set() and is_settled and self._lanes.is_idle() and not self._lanes.stuck()
 
+    def wake(self, uuid: str) -> None:
+        """Have the lane of an instance go through it."""
+        self._lanes.wake(uuid)
+
+    def at_work(self) -> tuple[frozenset[str], frozenset[str]]:
+        """Return the uuids that lanes are at work on, or about to be, and those that are stuck."""
+        return self._lanes.at_work(), frozenset(stuck.uuid for stuck in self._lanes.stuck())
+
     def _idle(self) -> None:
         if self.has_converged():
             self._on_converged()

@@ -25,7 +25,8 @@ def audit(settings: Settings, is_repairing: bool, grace_s: float, output: str) -
     """Compare placement, etcd and what hosts report, and show what does not fit together.
 
     Two looks have to agree, so it waits between them: what is on its way is no leak. The lead does
-    the same every 15 minutes, and repairs. Exit status 1 when anything is wrong, repaired or not.
+    the same every 15 minutes, and repairs. What every host finds on itself is shown with it; that is
+    the host's to repair. Exit status 1 when anything is wrong, repaired or not.
 
     \b
     Example:  eschedule audit
@@ -49,7 +50,7 @@ def audit(settings: Settings, is_repairing: bool, grace_s: float, output: str) -
             "what": str(finding.what),
             "subject": finding.subject,
             "where": [names.get(provider, provider) for provider in finding.where],
-            "since": found.since,
+            "since": finding.since or found.since,
             "repair": finding.repair,
         }
         for finding in found.findings
@@ -57,6 +58,9 @@ def audit(settings: Settings, is_repairing: bool, grace_s: float, output: str) -
     show_rows(rows, output, fields=FIELDS, columns=COLUMNS, name="subject")
     if output == "table" and not rows:
         say("nothing is wrong: two looks found placement, etcd and the hosts' reports to agree")
-    elif output == "table" and not is_repairing and not found.is_clean:
-        say("next: eschedule audit --repair, or wait for the lead, which audits every 15 minutes")
+    elif output == "table" and any(finding.is_wrong and finding.since is None for finding in found.findings):
+        if not is_repairing:
+            say("next: eschedule audit --repair, or wait for the lead, which audits every 15 minutes")
+    elif output == "table" and not found.is_clean:
+        say("what hosts find on themselves they look at again every two minutes, and repair where they can")
     return 0 if found.is_clean else 1

@@ -165,6 +165,28 @@ def show(settings: Settings, ref: str, output: str) -> int:
 
 
 @host.command()
+@click.argument("ref", metavar="HOST", shell_complete=complete_host)
+@format_option
+@click.pass_obj
+def events(settings: Settings, ref: str, output: str) -> int:
+    """Show what the audits found and did on a host, oldest first: its own, and the lead's.
+
+    
+    Example:  eschedule host events node-7
+              eschedule host events node-7 -o json
+    """
+    with settings.cloud() as cloud:
+        from eschedule.cli import event
+        from eschedule.cloud.hosts import Hosts
+
+        found = Hosts(cloud)
+        names = found.names()
+        rows = [event.describe(one, names) for one in found.events(found.find(ref))]
+    show_rows(rows, output, fields=event.FIELDS, columns=event.COLUMNS, name="type")
+    return 0
+
+
+@host.command()
 @click.argument("ref", metavar="HOST...", nargs=-1, required=True, shell_complete=complete_host)
 @click.option("--reason", default="", metavar="TEXT", help="Why, for people.")
 @click.option("--wait", is_flag=True, help="Wait until no instance is left there, and say what still is.")

@@ -1,5 +1,7 @@
 """An audit on demand: two looks, some time apart, and what they agree on. The same code as the lead's.
 
+What hosts found on themselves they tell; it is shown, and is theirs to repair.
+
 Safe beside the lead and other auditors: every write compares what was read.
 """
 
@@ -9,12 +11,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ecompute.cluster.documents import timestamp
+from ecompute.cluster import keys
+from ecompute.cluster.documents import HostAudit, timestamp
 from ecompute.cluster.errors import InvalidInput
 from ecompute.cluster.events import TOOL, Events
 from ecompute.cluster.upkeep.audit import Audit
 from ecompute.cluster.upkeep.decide import GRACE_S, Leaks
-from ecompute.cluster.upkeep.findings import Finding, findings
+from ecompute.cluster.upkeep.findings import Finding, findings, of_hosts
 from eschedule.cloud.connection import Cloud
 
 __all__ = ["GRACE_S", "Audited", "Finding", "audit"]
@@ -22,7 +25,7 @@ __all__ = ["GRACE_S", "Audited", "Finding", "audit"]
 
 @dataclass(frozen=True)
 class Audited:
-    """What two looks agree on.
+    """What two looks agree on, and what hosts tell of themselves.
 
     Args:
         since: when the first of them began, RFC 3339.
@@ -82,4 +85,5 @@ def audit(
         auditor.repair(found)
         for provider in found.hostless:
             auditor.remove_hostless(provider)
-    return Audited(findings(found), since)
+    told = {keys.last(item.key): item.value for item in cloud.store.each(keys.AUDITS, HostAudit)}
+    return Audited(findings(found) + of_hosts(told), since)

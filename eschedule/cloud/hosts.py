@@ -19,8 +19,9 @@ from msgspec import structs
 
 from ecompute.cluster import keys
 from ecompute.cluster.closing import DISABLED, bar_of, said
-from ecompute.cluster.documents import Admin, AdminState, Alive, Assignment, Node
+from ecompute.cluster.documents import Admin, AdminState, Alive, Assignment, Event, Node
 from ecompute.cluster.errors import Ambiguous, InvalidInput, NotFound
+from ecompute.cluster.events import HOST, read
 from ecompute.cluster.given import OUR_TRAITS, Said
 from ecompute.cluster.placement import Summary
 from ecompute.cluster.saying import close, say
@@ -139,6 +140,10 @@ class Hosts:
         """Return the names of the instances on a host, those that it is removing too."""
         found = self._cloud.store.list(keys.assignments(node.provider), Assignment).items
         return sorted(item.value.name for item in found)
+
+    def events(self, node: Node) -> list[Event]:
+        """Return what was recorded of a host, oldest first."""
+        return read(self._cloud.store, HOST, node.provider, node.provider)
 
     # --- what operators say --------------------------------------------------------------------
 

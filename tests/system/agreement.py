@@ -194,6 +194,7 @@ def _keys(etcd: Picture, hosts: dict[str, Host]) -> Iterator[str]:
         (wanted if host.is_running else optional).add(keys.alive(provider))
         optional.add(keys.admin(provider))
         optional |= {key for key in etcd.keys if key.startswith(keys.copies(provider))}
+        optional |= {key for key in etcd.keys if key.startswith(keys.event_ring(HOST, provider, provider))}
     # A gang's record goes some minutes after its last member.
     optional |= {key for key in etcd.keys if key.startswith(keys.GANGS)}
     for key in sorted(wanted - etcd.keys):

@@ -25,7 +25,7 @@ from ecompute.cluster.store.etcd3_loader import rpc
 from ecompute.cluster.upkeep.leader import ROLE
 
 WRITES = ("/seen/{}/", "/copies/{}/", "/operations/{}/", "/events/{}/", "/booted/")
-WRITES_ONE = ("/nodes/{}", "/alive/{}", "/load/{}")
+WRITES_ONE = ("/nodes/{}", "/audits/{}", "/alive/{}", "/load/{}")
 READS = ("/cluster/", "/hosts/{}/", "/secrets/{}/", "/networks/", "/zones/", "/gangs/", "/lead/")
 READS_ONE = ("/admin/{}",)
 NOT_READ = ("/booted/",)
@@ -74,6 +74,7 @@ def of_every_kind(provider: str, uuid: str) -> list[str]:
         keys.secrets(provider, uuid),
         keys.seen(provider, uuid),
         keys.node(provider),
+        keys.audit(provider),
         keys.admin(provider),
         keys.alive(provider),
         keys.load(provider),

@@ -94,3 +94,24 @@ class Alive(Document, frozen=True, kw_only=True):
     provider: str
     name: str
     since: str
+
+
+class HostFinding(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing that two looks of a host at itself agree is wrong there."""
+
+    what: str
+    """Stable, for programs (`ecompute.audit.compare.What`)."""
+    subject: str
+    """An instance, a key, a file or a device."""
+    since: str
+    repair: str
+    """What is done about it, or whose matter it is."""
+
+
+class HostAudit(Document, frozen=True, kw_only=True):
+    """``/audits/<provider>``: there as long as the host's own audit finds something; rewritten when that changes."""
+
+    findings: tuple[HostFinding, ...]
+    more: int = 0
+    """How many there are besides."""
+    reported_at: str

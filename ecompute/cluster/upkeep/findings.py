@@ -1,10 +1,15 @@
-"""What an audit found, in words: a line each, for a log, a table and programs. Pure."""
+"""What an audit found, in words: a line each, for a log, a table and programs. Pure.
+
+Hosts audit themselves, and tell what they find (`ecompute.audit`); what they tell is in the same form.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
+from ecompute.cluster.documents import HostAudit
 from ecompute.cluster.upkeep.decide import Leaks
 
 
@@ -22,22 +27,29 @@ class What(StrEnum):
     FOREIGN = "foreign-allocation"
 
 
+FURTHER = "further-findings"
+"""Of a host that found more than a document should hold."""
+
+
 @dataclass(frozen=True)
 class Finding:
     """One thing that two looks in a row agree on."""
 
-    what: What
+    what: str
+    """One of `What`, or of what a host tells."""
     subject: str
-    """A consumer, an instance, a provider, or a key."""
+    """A consumer, an instance, a provider, a key; on a host also a file or a device."""
     where: tuple[str, ...]
     """The providers concerned."""
     repair: str
     """What is done about it by whoever repairs, or whose matter it is."""
+    since: str | None = None
+    """When a host first saw it; None: the audit that looked has just seen it."""
 
     @property
     def is_wrong(self) -> bool:
         """False for what is only told: others may claim on our hosts."""
-        return self.what is not What.FOREIGN
+        return self.what != What.FOREIGN
 
 
 def findings(leaks: Leaks) -> tuple[Finding, ...]:
@@ -82,4 +94,23 @@ def findings(leaks: Leaks) -> tuple[Finding, ...]:
         for provider, name in leaks.overfull
     ]
     found += [Finding(What.FOREIGN, consumer, (), "none: it is not ours") for consumer in leaks.foreign]
+    return tuple(sorted(found, key=lambda f: (f.what, f.subject, f.where)))
+
+
+def of_hosts(audits: Mapping[str, HostAudit]) -> tuple[Finding, ...]:
+    """Return what hosts tell of themselves, in a stable order.
+
+    Args:
+        audits: by provider.
+    """
+    found = [
+        Finding(finding.what, finding.subject, (provider,), finding.repair, finding.since)
+        for provider, audit in audits.items()
+        for finding in audit.findings
+    ]
+    found += [
+        Finding(FURTHER, f"{audit.more} more", (provider,), "see the log of its daemon", audit.reported_at)
+        for provider, audit in audits.items()
+        if audit.more
+    ]
     return tuple(sorted(found, key=lambda f: (f.what, f.subject, f.where)))

@@ -14,6 +14,8 @@ from ecompute.cluster import keys
 from ecompute.cluster.claims import Claims
 from ecompute.cluster.documents import (
     Expiry,
+    HostAudit,
+    HostFinding,
     Instance,
     Node,
     Operation,
@@ -26,7 +28,7 @@ from ecompute.cluster.documents import (
     timestamp,
 )
 from ecompute.cluster.errors import InvalidInput
-from ecompute.cluster.events import INSTANCE, read
+from ecompute.cluster.events import HOST, INSTANCE, Events, read
 from ecompute.cluster.placement import Inventory, Placement
 from ecompute.cluster.placement.documents import PRESENCE
 from ecompute.cluster.store import Change, Delete, Put, Store, present
@@ -357,6 +359,26 @@ def test_the_tool_looks_twice_says_what_it_found_and_repairs_on_demand(
     clock.now_s += 1
     audit_on_demand(cloud, is_repairing=True, sleep=sleep, clock=clock)
     assert cloud.placement.allocations(guest)
+
+
+def test_the_tool_shows_what_hosts_tell_of_themselves(
+    cloud: Cloud, store: Store, tool: Any, make_host: Callable[..., Any]
+) -> None:
+    host = make_host()
+    told = HostFinding(what="guest-without-assignment", subject=str(uuid.uuid4()), since=timestamp(0), repair="none")
+    event = Events(store, host.provider).record(HOST, host.provider, "audit.found", told.subject)
+    audit = HostAudit(findings=(told,), more=2, reported_at=timestamp(1))
+    store.commit([], [Put(keys.audit(host.provider), audit), event])
+    done = tool("audit", "--grace", "0.1", "-o", "json")
+    assert done.returncode == 1, done.stderr
+    rows = {row["what"]: row for row in json.loads(done.stdout)}
+    name = rows[told.what]["where"]
+    assert rows[told.what] == structs.asdict(told) | {"where": name}
+    assert rows["further-findings"]["where"] == name
+    shown = tool("host", "events", host.provider, "-o", "json")
+    assert [(row["type"], row["message"]) for row in json.loads(shown.stdout)] == [("audit.found", told.subject)]
+    store.commit([], [Delete(keys.audit(host.provider))])
+    assert tool("audit", "--grace", "0.1").returncode == 0
 
 
 def test_a_repair_without_patience_is_refused(cloud: Cloud, tool: Any) -> None:

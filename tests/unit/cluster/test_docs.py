@@ -37,6 +37,7 @@ def test_every_key_is_on_the_page_as_the_code_makes_it() -> None:
         keys.seen("<provider>", "<uuid>"),
         keys.booted("<uuid>"),
         keys.node("<provider>"),
+        keys.audit("<provider>"),
         keys.admin("<provider>"),
         keys.alive("<provider>"),
         keys.network("<uuid>"),

@@ -36,7 +36,14 @@ def test_who_the_page_says_writes_a_key_may_write_it_and_no_other_host(key: str,
 
 
 def test_what_only_hosts_write_the_lead_does_not() -> None:
-    for key in (keys.node(MINE), keys.alive(MINE), keys.load(MINE), keys.copies(MINE), keys.INCARNATION):
+    for key in (
+        keys.node(MINE),
+        keys.audit(MINE),
+        keys.alive(MINE),
+        keys.load(MINE),
+        keys.copies(MINE),
+        keys.INCARNATION,
+    ):
         assert not roles.may_write(roles.upkeep(), key)
         assert roles.may_read(roles.upkeep(), key)
 
@@ -58,7 +65,17 @@ def test_a_host_reads_what_it_acts_on_and_writes_none_of_it() -> None:
 
 @given(st.lists(st.text("abcdef0123456789-./", max_size=40), max_size=4).map("/".join))
 def test_no_key_of_a_host_is_another_hosts(rest: str) -> None:
-    for prefix in ("/hosts/", "/secrets/", "/seen/", "/operations/", "/copies/", "/events/", "/nodes/", "/alive/"):
+    for prefix in (
+        "/hosts/",
+        "/secrets/",
+        "/seen/",
+        "/operations/",
+        "/copies/",
+        "/events/",
+        "/nodes/",
+        "/alive/",
+        "/audits/",
+    ):
         for key in (f"{prefix}{ANOTHERS}", f"{prefix}{ANOTHERS}/{rest}", f"{prefix}{rest}"):
             if MINE not in key:
                 assert not roles.may_write(roles.host(MINE), key)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import fields
 
+from ecompute.cluster.documents import HostAudit, HostFinding
 from ecompute.cluster.upkeep.decide import Leaks, Question
-from ecompute.cluster.upkeep.findings import What, findings
+from ecompute.cluster.upkeep.findings import FURTHER, What, findings, of_hosts
 
 EVERYTHING = Leaks(
     intents={"c1": 7},
@@ -34,3 +35,18 @@ def test_everything_that_two_looks_agree_on_is_a_finding() -> None:
 
 def test_what_others_hold_is_told_and_is_not_wrong() -> None:
     assert [finding.subject for finding in findings(EVERYTHING) if not finding.is_wrong] == ["c3"]
+
+
+def test_what_hosts_tell_of_themselves_is_in_the_same_form_and_says_since_when() -> None:
+    told = HostFinding(what="device-without-owner", subject="ecb000005", since="then", repair="none")
+    audits = {
+        "p1": HostAudit(findings=(told,), more=3, reported_at="now"),
+        "p2": HostAudit(findings=(told,), reported_at="now"),
+    }
+    found = of_hosts(audits)
+    assert [(finding.what, finding.where, finding.since) for finding in found] == [
+        ("device-without-owner", ("p1",), "then"),
+        ("device-without-owner", ("p2",), "then"),
+        (FURTHER, ("p1",), "now"),
+    ]
+    assert all(finding.is_wrong for finding in found)

@@ -1,0 +1,118 @@
+"""A host's instances on an etcd, with the rest of the machine in memory."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from ecompute.audit.look import Looker
+from ecompute.cluster.errors import PlacementUnavailable
+from ecompute.cluster.store import Store
+from ecompute.hypervisor.domain import DomainPlan
+from ecompute.hypervisor.fake import FakeHypervisor
+from ecompute.instances.actuate import Actuator
+from ecompute.instances.memory import Memory
+from ecompute.instances.patience import Patience
+from ecompute.instances.reconciler import InstanceReconciler
+from ecompute.instances.reporter import Reporter
+from ecompute.network.fake import FakeFilter, FakeLinks
+from ecompute.network.membership import Memberships
+from ecompute.network.reconcile import NetworkReconciler
+from ecompute.storage import fake as storage
+from ecompute.storage.images import ImageCache
+from ecompute.storage.place import Place
+
+PROVIDER = "00000000-0000-0000-0000-00000000000a"
+WAIT_S = 20.0
+
+
+class Host:
+    """A host's instances; its placement gives ``answer`` to each question, and no image arrives."""
+
+    def __init__(self, store: Store, directory: Path, opened: ExitStack) -> None:
+        self.answer: BaseException | bool = PlacementUnavailable("placement is away")
+        self.asked = 0
+        watcher = store.watcher()
+        opened.callback(watcher.close)
+        self.links = links = FakeLinks()
+        self.hypervisor = hypervisor = FakeHypervisor(PROVIDER, on_power=self._plug)
+        self.files = directory / "instances"
+        memory = Memory(directory / "memory")
+        opened.callback(hypervisor.close)
+        self.source = storage.FakeFetcher(otherwise=b"an image".ljust(512, b"\0"))
+        self.source.gate.clear()
+        images = ImageCache(directory / "images", self.source)
+        opened.callback(images.close)
+        opened.callback(self.source.gate.set)
+        networks = NetworkReconciler(links, FakeFilter())
+        memberships = Memberships(
+            store, watcher, networks, PROVIDER, directory / "memory" / "networks", is_held=lambda: False
+        )
+        actuator = Actuator(
+            provider=PROVIDER,
+            place=Place(self.files, PROVIDER, is_new=True),
+            hypervisor=hypervisor,
+            images=images,
+            memberships=memberships,
+            links=links,
+            accelerator="tcg",
+            resize=True,
+            bridge=None,
+            secrets=lambda uuid: None,
+            create_overlay=storage.create_overlay,
+            write_config_drive=storage.write_config_drive,
+        )
+        self.instances = InstanceReconciler(
+            store=store,
+            watcher=watcher,
+            hypervisor=hypervisor,
+            actuator=actuator,
+            memberships=memberships,
+            memory=memory,
+            reporter=Reporter(store, PROVIDER),
+            provider=PROVIDER,
+            lanes=2,
+            boot_id="boot",
+            hold_reason=lambda: None,
+            witness=lambda revision: None,
+            on_exhausted=lambda stuck: None,
+            patience=Patience(directory / "memory" / "stuck.json"),
+            release_thread=lambda: None,
+            has_claim=self._has_claim,
+            rng=random.Random(1),
+        )
+        looker = Looker(
+            store=store,
+            provider=PROVIDER,
+            hypervisor=hypervisor,
+            actuator=actuator,
+            memory=memory,
+            instances=self.instances,
+            devices=links.devices,
+        )
+        self.look = looker.look
+        self.instances.start()
+        opened.callback(self.instances.close, WAIT_S)
+
+    def _plug(self, plan: DomainPlan, is_on: bool) -> None:
+        for tap in plan.interfaces:
+            if is_on:
+                self.links.plug(tap.tap, tap.bridge)
+            else:
+                self.links.unplug(tap.tap)
+
+    def _has_claim(self, instance_uuid: str) -> bool:
+        self.asked += 1
+        if isinstance(self.answer, BaseException):
+            raise self.answer
+        return self.answer
+
+
+@pytest.fixture
+def start(store: Store, tmp_path: Path) -> Iterator[Callable[[], Host]]:
+    with ExitStack() as opened:
+        yield lambda: Host(store, tmp_path, opened)
