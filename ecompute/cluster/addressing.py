@@ -141,6 +141,11 @@ def mac_address(interface_uuid: str) -> str:
     return "02:" + digest[:5].hex(":")
 
 
+def label(name: str) -> str:
+    """Return an instance's name as a label of a domain (RFC 1035, section 2.3.1), which knows no capitals."""
+    return name.lower()
+
+
 def is_unicast_mac(text: str) -> bool:
     """Whether ``text`` is a MAC, in lower case with colons, that one interface can have."""
     return _UNICAST_MAC.fullmatch(text) is not None

@@ -15,6 +15,7 @@ from pathlib import Path
 from uuid import UUID
 from xml.etree import ElementTree as ET  # reads only what libvirt says; it expands no external entities
 
+from ecompute.cluster.documents import INTERFACE_MODELS
 from ecompute.cluster.errors import InvalidInput
 
 METADATA_NAMESPACE = "urn:etcd-compute:instance:1"
@@ -26,8 +27,6 @@ NAME_PREFIX = "ec-"
 
 TCG_CODE_MB = 256
 """QEMU would keep up to a gigabyte of translated code a guest, which no inventory knows of."""
-
-MODELS = frozenset({"virtio", "e1000", "e1000e", "rtl8139"})
 
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 _DEVICE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,14}")
@@ -223,7 +222,7 @@ def _check(plan: DomainPlan) -> None:
             problems.append(f"{tap.mac!r} is not a MAC address")
         if tap.mtu is not None and not 68 <= tap.mtu <= 65535:
             problems.append(f"MTU {tap.mtu}")
-        if tap.model not in MODELS:
-            problems.append(f"interface model {tap.model!r} is none of {', '.join(sorted(MODELS))}")
+        if tap.model not in INTERFACE_MODELS:
+            problems.append(f"interface model {tap.model!r} is none of {', '.join(sorted(INTERFACE_MODELS))}")
     if problems:
         raise InvalidInput("a guest cannot be like this: " + "; ".join(problems))

@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from uuid import uuid4
 
 from ecompute.cluster import keys
-from ecompute.cluster.addressing import choose_address, gateway_address, mac_address
+from ecompute.cluster.addressing import choose_address, gateway_address, label, mac_address
 from ecompute.cluster.documents import (
     AddressLock,
     Interface,
+    MacLock,
     Name,
     Network,
     NetworkHost,
@@ -28,7 +29,7 @@ from ecompute.cluster.documents import (
     timestamp,
 )
 from ecompute.cluster.errors import CompareFailed, Conflict
-from ecompute.cluster.store import Compare, Op, Put, Store, Versioned, absent, absent_under, unchanged
+from ecompute.cluster.store import Compare, Put, Store, Versioned, absent, absent_under, unchanged
 
 DEFAULT_NAME = "default"
 KIND = "network"
@@ -50,7 +51,7 @@ class PortRequest:
 
     interface: Interface
     compares: tuple[Compare, ...]
-    operations: tuple[Op, ...]
+    operations: tuple[Put, ...]
 
 
 class Networks:
@@ -103,17 +104,19 @@ class Networks:
         *,
         instance_uuid: str,
         interface_uuid: str,
+        name: str,
         node: Versioned[Node],
         epoch: int,
         collisions: int = 0,
     ) -> PortRequest:
         """Return a port of ``instance_uuid`` on ``network``, with an address, on ``node``.
 
-        The transaction fails if the network has changed meanwhile, or the address is taken: ask
-        again then. In a wide range an address is drawn without looking, and compared; those that
-        are taken are read where the range is narrow, or when the draw was taken too often.
+        The transaction fails if the network has changed meanwhile, or the address or the MAC is taken:
+        ask again then, with another interface. In a wide range an address is drawn without looking, and
+        compared; those that are taken are read where the range is narrow, or when the draw was taken too often.
 
         Args:
+            name: the instance's.
             collisions: how often an address drawn for this port was taken.
 
         Raises:
@@ -128,13 +131,21 @@ class Networks:
         mac = mac_address(interface_uuid)
         provider = node.value.provider
         interface = Interface(
-            uuid=interface_uuid, network_uuid=net.uuid, vni=net.vni, mac=mac, addresses=(address,), mtu=net.mtu
+            uuid=interface_uuid,
+            network_uuid=net.uuid,
+            vni=net.vni,
+            mac=mac,
+            addresses=(address,),
+            mtu=net.mtu,
+            gateway=net.gateway if net.has_nat else None,
+            nameservers=(net.gateway,) if net.has_dns and net.gateway is not None else (),
         )
         return PortRequest(
             interface=interface,
             compares=(
                 unchanged(network),
                 absent(keys.address(net.uuid, str(ip))),
+                absent(keys.mac(net.uuid, mac)),
             ),
             operations=(
                 Put(
@@ -146,12 +157,14 @@ class Networks:
                         epoch=epoch,
                         mac=mac,
                         addresses=(address,),
+                        name=label(name),
                     ),
                 ),
                 Put(
                     keys.address(net.uuid, str(ip)),
                     AddressLock(interface_uuid=interface_uuid, instance_uuid=instance_uuid),
                 ),
+                Put(keys.mac(net.uuid, mac), MacLock(interface_uuid=interface_uuid, instance_uuid=instance_uuid)),
                 # Compared by nobody but who removes it, and rewritten by every port: a member that
                 # loses its last port and gains one at the same time is decided by etcd. What it says
                 # is the node's, which the transaction compares.
@@ -184,6 +197,9 @@ class Networks:
             vni=vni,
             mtu=mtu,
             gateway=str(gateway_address(cidr)),
+            has_dhcp=True,
+            has_nat=True,
+            has_dns=True,
             created_at=timestamp(self._now()),
         )
         try:

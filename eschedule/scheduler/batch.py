@@ -6,7 +6,7 @@ each is there once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from ecompute.cluster import keys
@@ -51,7 +51,7 @@ class Placed:
         """The providers that its claim takes from."""
         return frozenset(self.candidate.allocations) | frozenset(self.rows.allocations)
 
-    def order(self, port: PortRequest, *, gang: str, now_s: float) -> Order:
+    def order(self, ports: Sequence[PortRequest], *, gang: str, now_s: float) -> Order:
         """Return what is written for it."""
         return order_of(
             self.request,
@@ -59,7 +59,7 @@ class Placed:
             self.target,
             self.candidate,
             self.rows,
-            port,
+            ports,
             now_s=now_s,
             expires_at_s=self.expires_at_s,
             group=self.beside.group_uuid,
@@ -89,9 +89,10 @@ class Batch:
     def operations(self) -> list[Op]:
         return list(self._puts.values())
 
-    def has_taken(self, port: PortRequest) -> bool:
-        """Whether an address of ``port`` is another member's of this transaction."""
-        return any(isinstance(op, Put) and op.key in self._puts and self._puts[op.key] != op for op in port.operations)
+    def has_taken(self, ports: Iterable[PortRequest]) -> bool:
+        """Whether an address of ``ports`` is another member's of this transaction."""
+        operations = (op for port in ports for op in port.operations if isinstance(op, Put))
+        return any(op.key in self._puts and self._puts[op.key] != op for op in operations)
 
     def add(self, member: Placed, order: Order, events: Iterable[Op]) -> bool:
         """Add a member's request; return whether it still fitted, the first one always."""

@@ -37,7 +37,7 @@ from eschedule.scheduler.batch import Batch, Placed, admin_unchanged
 from eschedule.scheduler.beside import Beside, BesideChanged, Rows
 from eschedule.scheduler.facts import Target
 from eschedule.scheduler.launch import OUTRUN_HOSTS, REQUEST_TRIES, Launched, Launcher, launched_of
-from eschedule.scheduler.order import claim_of
+from eschedule.scheduler.order import claim_of, name_of
 from eschedule.scheduler.pack import Packing, Way
 from eschedule.scheduler.question import for_launch
 from eschedule.scheduler.request import LaunchRequest, check
@@ -339,16 +339,17 @@ class GangLauncher(Launcher):
                     network,
                     instance_uuid=one.uuid,
                     interface_uuid=str(uuid4()),
+                    name=name_of(one.request, one.uuid),
                     node=one.target.node,
                     epoch=1,
                     collisions=collisions,
                 )
-                if not batch.has_taken(port):
+                if not batch.has_taken([port]):
                     break
             else:
                 collisions += 1  # the rest of the range is crowded: those that are taken are read next time
                 break
-            order = one.order(port, gang=gang.uuid, now_s=self._now())
+            order = one.order([port], gang=gang.uuid, now_s=self._now())
             why = "; ".join(str(reason) for reason in one.reasons)
             said = f"claimed on {one.target.name} with {len(gang.members) - 1} others: {why}"
             if not batch.add(one, order, self._cloud.events.begin("instance", one.uuid, [("requested", said)])):

@@ -51,7 +51,7 @@ from eschedule.scheduler.candidates import ranked
 from eschedule.scheduler.facts import Facts, Target
 from eschedule.scheduler.offers import Offers
 from eschedule.scheduler.once import Found, Once
-from eschedule.scheduler.order import claim_of, order_of
+from eschedule.scheduler.order import claim_of, name_of, order_of
 from eschedule.scheduler.question import for_launch
 from eschedule.scheduler.rank import Ranked, Reason, Wishes
 from eschedule.scheduler.request import LaunchRequest, check
@@ -412,6 +412,7 @@ class Launcher:
             network,
             instance_uuid=uuid,
             interface_uuid=str(uuid4()),
+            name=name_of(request, uuid),
             node=target.node,
             epoch=1,
             collisions=collisions,
@@ -422,7 +423,7 @@ class Launcher:
             target,
             offer.answer.items[choice.index],
             rows,
-            port,
+            [port],
             now_s=self._now(),
             expires_at_s=launch.expires_at_s,
             group=launch.beside.group_uuid,

@@ -5,7 +5,7 @@ The same for an instance that is launched alone and for one of many.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ecompute.cluster import keys
@@ -43,6 +43,11 @@ class Order:
     operations: tuple[Op, ...]
 
 
+def name_of(request: LaunchRequest, uuid: str) -> str:
+    """Return what the instance is called: as asked for, or made up."""
+    return request.name or f"vm-{uuid[:8]}"
+
+
 def claim_of(candidate: Candidate, rows: Rows) -> Allocations:
     """Return all that is claimed: the candidate's, and what stands beside it."""
     claim = {provider: dict(amounts) for provider, amounts in candidate.allocations.items()}
@@ -59,7 +64,7 @@ def order_of(
     target: Target,
     candidate: Candidate,
     rows: Rows,
-    port: PortRequest,
+    ports: Sequence[PortRequest],
     *,
     now_s: float,
     expires_at_s: int | None = None,
@@ -70,6 +75,7 @@ def order_of(
     """Return what is written for ``uuid`` on ``target``, without its event.
 
     Args:
+        ports: in the order of its interfaces.
         now_s: seconds since 1970, as ``expires_at_s``.
         group: the uuid of its group; ``gang`` that of its gang.
         digest: of the request, where a client chose the uuid.
@@ -78,7 +84,7 @@ def order_of(
     instance = Instance(
         uuid=uuid,
         namespace=request.namespace,
-        name=request.name or f"vm-{uuid[:8]}",
+        name=name_of(request, uuid),
         state=State.INITIAL,
         provider=node.provider,
         query=request.query,
@@ -87,7 +93,7 @@ def order_of(
             image=request.image,
             ssh_keys=request.ssh_keys,
             has_user_data=request.user_data is not None,
-            interfaces=(port.interface,),
+            interfaces=tuple(port.interface for port in ports),
             config_drive=ConfigDrive(request.config_drive),
         ),
         created_at=timestamp(now_s),
@@ -103,7 +109,7 @@ def order_of(
         Put(keys.instance(uuid), instance),
         Put(keys.assignment(node.provider, uuid), assignment_of(instance)),
         Put(keys.name(instance.namespace, INSTANCE, instance.name, uuid), Name(uuid=uuid, name=instance.name)),
-        *port.operations,
+        *_operations_of(ports),
         *rows.operations(uuid, node.provider),
     ]
     operations += [
@@ -121,11 +127,16 @@ def order_of(
             unchanged(target.node),
             absent(keys.admin(node.provider)) if target.admin is None else unchanged(target.admin),
             absent(keys.instance(uuid)),
-            *port.compares,
+            *dict.fromkeys(compare for port in ports for compare in port.compares),
             *rows.compares,
         ),
         operations=tuple(operations),
     )
+
+
+def _operations_of(ports: Sequence[PortRequest]) -> list[Op]:
+    """Return what is written for ``ports``; two on one network make its host a member once."""
+    return list({op.key: op for port in ports for op in port.operations}.values())
 
 
 def resources_of(allocations: Mapping[str, Mapping[str, int]]) -> Resources:

@@ -34,6 +34,7 @@ from ecompute.cluster.documents import (
     Assignment,
     Booted,
     Instance,
+    MacLock,
     Network,
     NetworkHost,
     Node,
@@ -76,6 +77,7 @@ class Picture:
     networks: dict[str, Network]
     ports: dict[tuple[str, str], Port]
     locks: dict[tuple[str, str], AddressLock]
+    macs: dict[tuple[str, str], MacLock]
     members: dict[tuple[str, str], NetworkHost]
     vnis: dict[str, Vni]
     unreadable: list[str] = field(default_factory=list)
@@ -155,6 +157,7 @@ def _read(cluster: Cluster) -> Picture:
         networks={item.value.uuid: item.value for item in store.get_many(networks, Network).items},
         ports=listed(keys.NETWORKS, Port, depth=4, below="ports"),
         locks=listed(keys.NETWORKS, AddressLock, depth=4, below="addresses"),
+        macs=listed(keys.NETWORKS, MacLock, depth=4, below="macs"),
         members=listed(keys.NETWORKS, NetworkHost, depth=4, below="hosts"),
         vnis=listed(keys.VNIS, Vni, depth=2),
         unreadable=unreadable,
@@ -180,6 +183,7 @@ def _keys(etcd: Picture, hosts: dict[str, Host]) -> Iterator[str]:
             network = interface.network_uuid
             wanted |= {keys.network(network), keys.port(network, interface.uuid), keys.network_host(network, provider)}
             wanted |= {keys.address(network, address.split("/")[0]) for address in interface.addresses}
+            wanted.add(keys.mac(network, interface.mac))
         if instance.gang is not None:
             wanted.add(keys.gang(instance.gang))
         events = {key for key in etcd.keys if key.startswith(tuple(rings("instance", uuid, provider)))}
@@ -215,6 +219,9 @@ def _documents(etcd: Picture, hosts: dict[str, Host], down: dict[str, Power], lo
             lock = etcd.locks.get((network_uuid, address.split("/")[0]))
             if lock is None or (lock.interface_uuid, lock.instance_uuid) != (interface_uuid, port.instance_uuid):
                 yield f"port {interface_uuid} has {address}, whose lock is {lock}"
+        mac = etcd.macs.get((network_uuid, port.mac))
+        if mac is None or (mac.interface_uuid, mac.instance_uuid) != (interface_uuid, port.instance_uuid):
+            yield f"port {interface_uuid} has {port.mac}, whose lock is {mac}"
     for network in etcd.networks.values():
         if (vni := etcd.vnis.get(str(network.vni))) is None or vni.network_uuid != network.uuid:
             yield f"network {network.uuid} has VNI {network.vni}, which is of {vni}"
@@ -283,6 +290,7 @@ def _of_instance(
             epoch=instance.epoch,
             mac=interface.mac,
             addresses=interface.addresses,
+            name=instance.name.lower(),
         )
         if port != wanted:
             yield f"its interface is {wanted} and its port {port}"

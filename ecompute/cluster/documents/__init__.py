@@ -29,6 +29,7 @@ from ecompute.cluster.documents.hosts import (
     Zone,
 )
 from ecompute.cluster.documents.instances import (
+    INTERFACE_MODELS,
     Assignment,
     Booted,
     ConfigDrive,
@@ -80,6 +81,7 @@ from ecompute.cluster.documents.work import (
 
 __all__ = [
     "DEFAULT_NAMESPACE",
+    "INTERFACE_MODELS",
     "SCHEMA",
     "T",
     "Document",

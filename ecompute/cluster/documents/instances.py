@@ -8,6 +8,22 @@ import msgspec
 
 from ecompute.cluster.documents.base import Document
 
+INTERFACE_MODELS = frozenset(
+    {
+        "e1000",
+        "e1000e",
+        "i82551",
+        "i82557b",
+        "i82559er",
+        "igb",
+        "ne2k_pci",
+        "pcnet",
+        "rtl8139",
+        "virtio",
+    }
+)
+"""What a network card may be to a guest: the PCI cards that QEMU and libvirt both know by these names."""
+
 
 class State(StrEnum):
     """The life of an instance. `ecompute.cluster.states` says which may follow which."""
@@ -57,6 +73,7 @@ class Interface(msgspec.Struct, frozen=True, kw_only=True):
     """Of the default route, IPv4; where the network leads out."""
     nameservers: tuple[str, ...] = ()
     model: str = "virtio"
+    """One of `INTERFACE_MODELS`."""
     physical: str | None = None
     """What operators call the bridge of a physical network; ``vlan`` on it."""
     vlan: int | None = None

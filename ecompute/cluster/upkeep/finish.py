@@ -17,7 +17,7 @@ from msgspec import structs
 
 from ecompute.cluster import keys, states
 from ecompute.cluster.assignments import assignment_of
-from ecompute.cluster.documents import AddressLock, Assignment, Instance, NetworkHost, Port, Role, Seen, State, UsedUuid
+from ecompute.cluster.documents import Assignment, Instance, NetworkHost, Port, Role, Seen, State, UsedUuid
 from ecompute.cluster.errors import CompareFailed
 from ecompute.cluster.events import INSTANCE, Events, rings
 from ecompute.cluster.expiring import key_of
@@ -34,6 +34,7 @@ from ecompute.cluster.store import (
     unchanged,
 )
 from ecompute.cluster.upkeep.decide import Act, finish
+from ecompute.cluster.upkeep.locks import Locks
 from ecompute.cluster.upkeep.ports import take_port
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ class Finisher:
         self._placement = placement
         self._events = events
         self._guard = guard
+        self._locks = Locks(store)
 
     def finish(self, uuid: str, provider: str | None = None) -> Act:
         """Do all that the reports about ``uuid`` allow now; return the last thing done.
@@ -183,14 +185,11 @@ class Finisher:
         interfaces = known.with_ports if isinstance(known, Instance) else known.spec.interfaces
         for network_uuid in {interface.network_uuid for interface in interfaces}:
             self._leave(network_uuid, uuid, host, compares, operations)
+        routed: list[tuple[str, str]] = []
         for interface in interfaces:
-            take_port(self._store, interface, uuid, compares, operations)
-            for address in interface.addresses:
-                key = keys.address(interface.network_uuid, address.split("/")[0])
-                lock = self._store.get(key, AddressLock)
-                if lock is not None and lock.value.instance_uuid == uuid:
-                    compares.append(unchanged(lock))
-                    operations.append(Delete(key))
+            port = take_port(self._store, interface, uuid, compares, operations)
+            routed += [(interface.network_uuid, ip) for ip in (() if port is None else port.routed)]
+        self._locks.give_up(interfaces, uuid, compares, operations, routed=routed)
         self._store.commit(compares, operations)
         self._events.forget(INSTANCE, uuid)
 

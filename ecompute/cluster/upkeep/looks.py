@@ -21,6 +21,7 @@ from ecompute.cluster.documents import (
     Assignment,
     Instance,
     Intent,
+    MacLock,
     Member,
     Name,
     Node,
@@ -173,6 +174,8 @@ def _owned(store: Store) -> tuple[dict[str, Owned], dict[str, str]]:
             hosts_of[port.value.instance_uuid] = port.value.provider
         for lock in store.list(keys.addresses(network), AddressLock).items:
             owned[lock.key] = Owned(lock.value.instance_uuid, lock.mod_revision)
+        for mac in store.list(keys.macs(network), MacLock).items:
+            owned[mac.key] = Owned(mac.value.instance_uuid, mac.mod_revision)
     for name in store.each(keys.NAMES, Name):
         if keys.parts(name.key)[2:3] == [INSTANCE]:
             owned[name.key] = Owned(name.value.uuid, name.mod_revision)

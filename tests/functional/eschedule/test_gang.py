@@ -203,7 +203,9 @@ def test_a_gang_whose_only_hosts_drain_is_taken_back_whole(
         GangLauncher(cloud, on_step=drain).launch_all(make_gang(4))
     assert host.claims() == {}
     assert {key for key in all_keys() if not key.startswith((keys.NETWORKS, keys.VNIS, keys.NAMES))} == set()
-    assert not any("/instance/" in key or "/ports/" in key or "/addresses/" in key for key in all_keys())
+    assert not any(
+        "/instance/" in key or "/ports/" in key or "/addresses/" in key or "/macs/" in key for key in all_keys()
+    )
 
 
 def test_an_incarnation_that_was_read_a_moment_ago_is_read_again(

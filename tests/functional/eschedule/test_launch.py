@@ -15,6 +15,7 @@ from ecompute.cluster.documents import (
     Assignment,
     Event,
     Instance,
+    MacLock,
     Name,
     Network,
     NetworkHost,
@@ -64,6 +65,7 @@ def written(launched: Launched, network: Network, *, has_secrets: bool) -> set[s
         f"/networks/{network.uuid}/addresses/{ip}",
         f"/networks/{network.uuid}/hosts/{launched.provider}",
         f"/names/system/network/default/{network.uuid}",
+        f"/networks/{network.uuid}/macs/",
         f"/vnis/{network.vni}",
         port,
     }
@@ -84,11 +86,13 @@ def test_a_first_launch_writes_just_the_documents_of_the_design(
     launched = Launcher(cloud, on_step=steps.append, now=lambda: 0).launch(request)
     network = network_of(store)
 
-    # Which keys: a port's is named by its interface.
+    # Which keys: a port's is named by its interface, a MAC's by the MAC.
     instance = read(keys.instance(launched.uuid), Instance)
     interface = instance.spec.interfaces[0]
+    ends = {"ports/": interface.uuid, "macs/": interface.mac}
     expected = {
-        key + interface.uuid if key.endswith("/ports/") else key for key in written(launched, network, has_secrets=True)
+        key + next((end for beginning, end in ends.items() if key.endswith(beginning)), "")
+        for key in written(launched, network, has_secrets=True)
     }
     assert all_keys() == expected
 
@@ -125,12 +129,18 @@ def test_a_first_launch_writes_just_the_documents_of_the_design(
         epoch=1,
         mac=interface.mac,
         addresses=launched.addresses,
+        name="web-1",
+    )
+    assert read(keys.mac(network.uuid, interface.mac), MacLock) == MacLock(
+        interface_uuid=interface.uuid, instance_uuid=launched.uuid
     )
     assert read(keys.network_host(network.uuid, host.provider), NetworkHost) == NetworkHost(
         provider=host.provider, underlay="192.0.2.7"
     )
     assert (network.namespace, network.name, network.cidr, network.mtu) == ("system", "default", "10.10.0.0/24", 1450)
     assert network.gateway == "10.10.0.1"
+    assert (network.has_dhcp, network.has_nat, network.has_dns) == (True, True, True)
+    assert (interface.gateway, interface.nameservers) == ("10.10.0.1", ("10.10.0.1",))
     assert VNI_FIRST <= network.vni <= VNI_LAST
     assert read(keys.vni(network.vni), Vni).network_uuid == network.uuid
     event = read(keys.event("instance", launched.uuid, "eschedule", 0), Event)
