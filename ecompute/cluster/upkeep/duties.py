@@ -103,10 +103,11 @@ class Duty:
 class EachAlone:
     """Acts for one object at a time, so that what is wrong with one is not in the others' way.
 
-    One thread at a time.
+    Safe from several threads, each with objects of its own.
     """
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         self._told: dict[str, str] = {}
 
     def __call__(self, what: str, act: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
@@ -124,13 +125,16 @@ class EachAlone:
         except (NotLeading, Unavailable):
             raise
         except CloudError as error:
-            if self._told.get(what) != str(error):
-                if len(self._told) >= MAX_TOLD:
+            with self._lock:
+                is_news = self._told.get(what) != str(error)
+                if is_news and len(self._told) >= MAX_TOLD:
                     self._told.clear()
                 self._told[what] = str(error)
+            if is_news:
                 log.error("%s: %s", what, error)
             return None
-        self._told.pop(what, None)
+        with self._lock:
+            self._told.pop(what, None)
         return done
 
 

@@ -1,9 +1,9 @@
 """What the lead does: finishes instances as their hosts report them, and all of `DUTIES`.
 
 Every daemon campaigns whose user in etcd may lead; one leads. While it does, it watches all reports:
-one that allows a finish is acted upon at once. A sweep goes through everything when the lead is taken
-and every ten minutes, with the same code. The duties have threads of their own while it leads, and none
-otherwise. Each transaction compares the term.
+one that allows a finish is acted upon at once, `FINISHERS` of them at a time. A sweep goes through
+everything when the lead is taken and every ten minutes, with the same code. The duties have threads of
+their own while it leads, and none otherwise. Each transaction compares the term.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 
 from ecompute.cluster import keys
 from ecompute.cluster.documents import Assignment, Instance, Lead, Role, Seen, State
@@ -42,6 +43,8 @@ NOT_PERMITTED_PERIOD_S = 600.0
 RETRY_S = 5.0
 SWEEP_PERIOD_S = 600.0
 STOP_TIMEOUT_S = 10.0
+FINISHERS = 4
+"""How many instances are finished at a time: many are destroyed at once, and placement has others to serve."""
 
 DUTIES: tuple[Duty, ...] = (
     AUDIT,
@@ -201,14 +204,24 @@ class Leader:
         with self._lock:
             # Last: a sweep that fails leaves what was reported for the next turn.
             marked, self._marked = self._marked | swept, set()
-        while marked:
-            provider, uuid = marked.pop()
-            try:
-                self._each(f"instance {uuid} could not be finished", self._finisher.finish, uuid, provider)
-            except (Unavailable, NotLeading):
-                with self._lock:
-                    self._marked |= marked | {(provider, uuid)}
-                raise
+        left = set(marked)
+        try:
+            # Each waits for a dozen answers of etcd and placement, one after the other.
+            with ThreadPoolExecutor(FINISHERS, thread_name_prefix="finish") as pool:
+                finishing = {pool.submit(self._finish, provider, uuid): (provider, uuid) for provider, uuid in marked}
+                try:
+                    for future in as_completed(finishing):
+                        future.result()
+                        left.discard(finishing[future])
+                finally:
+                    pool.shutdown(cancel_futures=True)
+        except (Unavailable, NotLeading):
+            with self._lock:
+                self._marked |= left
+            raise
+
+    def _finish(self, provider: str, uuid: str) -> None:
+        self._each(f"instance {uuid} could not be finished", self._finisher.finish, uuid, provider)
 
     def _sweep(self) -> set[tuple[str, str]]:
         """Return everything that a finish could be due for."""
