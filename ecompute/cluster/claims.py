@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from ecompute.cluster import keys
 from ecompute.cluster.chosen import Chosen
 from ecompute.cluster.documents import Incarnation, Instance, Intent, timestamp
-from ecompute.cluster.errors import CompareFailed, Conflict, OnHold, Outrun, StoreUnavailable
+from ecompute.cluster.errors import CompareFailed, Conflict, ForeignConsumer, OnHold, Outrun, StoreUnavailable
 from ecompute.cluster.failpoint import reach
 from ecompute.cluster.store import Compare, Delete, Op, Put, Store, Versioned, absent, unchanged
 
@@ -33,6 +33,8 @@ INSTANCE_CONSUMER = "ECOMPUTE_INSTANCE"
 """Consumer types of ours begin with ``ECOMPUTE_``; others are reported, never touched."""
 
 SETTLE_TRIES = 3
+REFRESH_S = 10.0
+"""How old the intent of a launch that lives becomes, about."""
 
 FAILPOINTS = ("claim.before_intent", "claim.intended", "claim.claimed", "claim.requested")
 
@@ -65,7 +67,9 @@ class Claim:
         self.consumer = intent.value.consumer
         self._chosen = chosen
         self._has_claimed = False
+        self._is_foreign = False
         self._claims = claims
+        self._written_s = claims.clock()
         self._intent = intent
         self._incarnation = incarnation
         self.is_in_doubt = False
@@ -88,6 +92,7 @@ class Claim:
             ClaimRefused: no room there, or no quota (see its scope); another host may be tried with
                 the same intent.
             Outrun: others wrote first each time; nothing is held, and another host may be tried.
+            ForeignConsumer: the uuid is in use by another tool. Give it up: that touches no claim then.
             PlacementUnavailable: it is not known whether it was written. Give it back, or leave it
                 to the audit.
         """
@@ -102,6 +107,9 @@ class Claim:
                 consumer_type=INSTANCE_CONSUMER,
                 stop=stop,
             )
+        except ForeignConsumer:
+            self._is_foreign = True
+            raise
         except Outrun:
             raise
         except Conflict:
@@ -166,6 +174,19 @@ class Claim:
         self._intent = replace(self._intent, mod_revision=revision)
         return False
 
+    def refresh(self) -> None:
+        """Write the intent anew, if it is `REFRESH_S` old: who waits for this launch, and the audit, see that it lives.
+
+        Raises:
+            CompareFailed: somebody has taken it for dead.
+            StoreUnavailable: it is not known whether it was written.
+        """
+        if self._claims.clock() - self._written_s < REFRESH_S:
+            return
+        revision = self._claims.store.commit([unchanged(self._intent)], [Put(self._intent.key, self._intent.value)])
+        self._intent = replace(self._intent, mod_revision=revision)
+        self._written_s = self._claims.clock()
+
     def is_void(self) -> bool:
         """Whether the audit, or a restore, has taken this claim away meanwhile."""
         intent = self._claims.store.get(self._intent.key, Intent)
@@ -199,24 +220,38 @@ class Claim:
         if self.is_in_doubt:
             return False
         store = self._claims.store
-        besides = [] if self._chosen is None else self._chosen.give_up(has_claimed=self._has_claimed)
+        has_claimed = self._has_claimed and not self._is_foreign
+        besides = [] if self._chosen is None else self._chosen.give_up(has_claimed=has_claimed)
         try:
             store.commit([unchanged(self._intent)], [Delete(self._intent.key), *besides])
         except CompareFailed:
             if store.get(keys.instance(self.consumer), Instance) is not None:
                 return False
-        self._claims.placement.release(self.consumer)
+        if not self._is_foreign:
+            self._claims.placement.release(self.consumer)
         return True
 
 
 class Claims:
-    """Begins claims for one writer. Safe from several threads."""
+    """Begins claims for one writer. Safe from several threads.
+
+    Args:
+        now: seconds since 1970.
+        clock: monotonic seconds.
+    """
 
     def __init__(
-        self, store: Store, placement: Placement, *, writer: str, now: Callable[[], float] = time.time
+        self,
+        store: Store,
+        placement: Placement,
+        *,
+        writer: str,
+        now: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.store = store
         self.placement = placement
+        self.clock = clock
         self._writer = writer
         self._now = now
 

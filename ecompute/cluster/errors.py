@@ -18,6 +18,7 @@
      ├─ NoRoom                  placement has no allocation for it
      ├─ Refused                 understood, and not allowed
      │   ├─ ClaimRefused        placement refused a claim (see its `scope`)
+     │   ├─ ForeignConsumer     a consumer in placement that another tool made
      │   ├─ NotPermitted        etcd does not let this user read or write these keys
      │   ├─ QuotaExceeded       a namespace's limit leaves no room for it
      │   └─ NewerSchema
@@ -158,6 +159,12 @@ class ClaimRefused(Refused):
         super().__init__(message, hint=hint)
         self.scope = scope
         self.providers = providers
+
+
+class ForeignConsumer(Refused):
+    """What a consumer holds was claimed by another tool: it is neither taken, changed nor released."""
+
+    code = "placement.foreign_consumer"
 
 
 class NotPermitted(Refused):

@@ -22,6 +22,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
 from uuid import uuid4
 
@@ -55,6 +56,7 @@ from eschedule.scheduler.order import claim_of, name_of, order_of
 from eschedule.scheduler.question import for_launch
 from eschedule.scheduler.rank import Ranked, Reason, Wishes
 from eschedule.scheduler.request import LaunchRequest, check
+from eschedule.scheduler.takeover import take_over
 from eschedule.scheduler.whynot import Stage, WhyNot, put_back, too_long
 
 T = TypeVar("T")
@@ -137,7 +139,7 @@ class Launcher:
         self._facts = Facts(cloud.store)
         self._offers = Offers(cloud.store, cloud.placement, self._facts, OfferCache(), rng=self._rng)
         self._why_not = WhyNot(cloud, self._facts)
-        self._once = Once(cloud.store, rng=self._rng, now=now)
+        self._once = Once(cloud.store, rng=self._rng, now=now, take_over=partial(take_over, cloud))
         self._on_refused = on_refused
         self._on_step = on_step
         self._now = now
@@ -302,6 +304,10 @@ class Launcher:
     ) -> Launched | None:
         candidate, provider = offer.answer.items[choice.index], choice.provider
         claim = launch.claim = launch.claim or self._begin(launch)
+        try:
+            claim.refresh()
+        except CompareFailed as error:
+            raise too_long() from error
         self._on_step(f"claiming room on {target.name}")
         launch.found = Stage.CLAIMED
         try:

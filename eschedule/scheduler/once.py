@@ -1,10 +1,12 @@
 """A launch that may be repeated: a client's own uuid, or a key that stands for one, makes one instance.
 
-Whoever repeats a launch gets the instance as it is; one that is still under way is waited for. The
-same uuid or key with another request is an error, and so is one that was used up. What is written,
-and when, is in `ecompute.cluster.chosen`.
+Whoever repeats a launch gets the instance as it is; one that is still under way is waited for. A launch that
+lives writes its intent anew every ten seconds or so: with a key, whoever has waited for `WAIT_S` and has not
+seen that takes it for dead and takes over, with another uuid. A uuid of the client's own would be spent by
+that: it waits for the audit. The same uuid or key with another request is an error, and so is one that was
+used up. What is written, and when, is in `ecompute.cluster.chosen`.
 
-Reads only. Safe from several threads.
+Reads only, but for what `take_over` does. Safe from several threads.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ from ecompute.cluster.store import Store, Versioned
 from eschedule.scheduler.request import LaunchRequest, digest
 
 WAIT_S = 30.0
-"""For how long another launch of the same is waited for."""
+"""For how long another launch of the same is waited for while it shows no sign of life."""
+LONGEST_WAIT_S = 90.0
+"""… and while it does."""
 _MAX_PAUSE_S = 0.5
 
 
@@ -37,6 +41,7 @@ class Found:
 class Once:
     """Args:
     now: seconds since 1970.
+    take_over: called with a consumer and the revision of its intent: gives up a launch that is dead.
     clock: monotonic seconds.
     """
 
@@ -46,11 +51,13 @@ class Once:
         *,
         rng: random.Random,
         now: Callable[[], float],
+        take_over: Callable[[str, int], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
         self._rng = rng
         self._now = now
+        self._take_over = take_over
         self._clock = clock
 
     def look(self, request: LaunchRequest, on_wait: Callable[[str], None] = lambda text: None) -> Found | Chosen | None:
@@ -69,23 +76,32 @@ class Once:
         if request.uuid is None and request.idempotency_key is None:
             return None
         wanted = digest(request)
-        ends = self._clock() + WAIT_S
+        began_s = silent_since_s = self._clock()
         pause_s = 0.05
+        sign: tuple[str, int] | None = None
         while True:
             found = self._look(request, wanted)
-            if found is not None:
+            if isinstance(found, (Found, Chosen)):
                 return found
-            if self._clock() >= ends:
+            now_s = self._clock()
+            if found != sign:
+                sign, silent_since_s = found, now_s
+            is_silent = now_s - silent_since_s >= WAIT_S
+            if is_silent and sign is not None and request.idempotency_key is not None:
+                on_wait("the same launch has shown no sign of life, and is given up")
+                self._take_over(*sign)
+                silent_since_s = self._clock()
+            elif is_silent or now_s - began_s >= LONGEST_WAIT_S:
                 raise Conflict(
-                    f"another launch with {_named(request)} has been under way for {WAIT_S:.0f} s",
-                    hint="repeat it later: it is then the instance, or given up",
+                    f"another launch with {_named(request)} has been under way for {now_s - began_s:.0f} s",
+                    hint="repeat it in two minutes: it is the instance by then, or was given up",
                 )
             on_wait("waiting for the same launch, which is under way")
             time.sleep(self._rng.uniform(pause_s / 2, pause_s))
             pause_s = min(_MAX_PAUSE_S, 2 * pause_s)
 
-    def _look(self, request: LaunchRequest, wanted: str) -> Found | Chosen | None:
-        """Return what is known now; None: a launch is under way."""
+    def _look(self, request: LaunchRequest, wanted: str) -> Found | Chosen | tuple[str, int] | None:
+        """Return what is known now; of a launch that is under way its consumer, and the revision of its intent."""
         uuid, key = request.uuid, None
         if request.idempotency_key is not None:
             key = self._store.get(keys.idempotency(request.namespace, request.idempotency_key), IdempotencyKey)
@@ -116,7 +132,8 @@ class Once:
             raise Conflict(
                 f"what {_named(request)} stands for {what}", hint="uuids are not used twice: choose another one"
             )
-        return None
+        intent = self._store.get(keys.intent(uuid), Intent)
+        return None if intent is None else (uuid, intent.mod_revision)
 
     def _chosen(
         self, request: LaunchRequest, wanted: str, uuid: str, replaces: Versioned[IdempotencyKey] | None

@@ -20,7 +20,15 @@ from typing import TypeVar
 
 import msgspec
 
-from ecompute.cluster.errors import ClaimRefused, Conflict, InvalidInput, NotFound, PlacementUnavailable, Refused
+from ecompute.cluster.errors import (
+    ClaimRefused,
+    CloudError,
+    Conflict,
+    ForeignConsumer,
+    InvalidInput,
+    NotFound,
+    PlacementUnavailable,
+)
 from ecompute.cluster.placement.documents import (
     OUR_CONSUMERS,
     Allocations,
@@ -136,7 +144,7 @@ def claim(transport: Transport, wanted: ClaimRequest, stop: AbstractSet[str]) ->
             if _is_same(held, wanted.held):
                 return
             if held:
-                raise _holds_another(wanted.consumer) from None
+                raise _holds_another(wanted.consumer, held) from None
             overtaken += 1
             raise
         if answer.status != 204:
@@ -163,8 +171,8 @@ def claim_many(transport: Transport, claims: Sequence[ClaimRequest], stop: Abstr
         for one, found in zip(some, held, strict=True):
             if not _is_same(found, one.held):
                 # It was one write, so that what is held by some alone is not ours.
-                holder = next(one.consumer for one, found in zip(some, held, strict=True) if found)
-                raise _holds_another(one.consumer if found else holder)
+                others = next((one.consumer, found) for one, found in zip(some, held, strict=True) if found)
+                raise _holds_another(one.consumer, found) if found else _holds_another(*others)
         return True
 
     def step(send: Send) -> None:
@@ -251,7 +259,9 @@ def _is_same(held: ConsumerAllocations, wanted: ConsumerAllocations) -> bool:
     return bool(held) and msgspec.structs.replace(held, generation=None) == wanted
 
 
-def _holds_another(consumer: str) -> Conflict:
+def _holds_another(consumer: str, held: ConsumerAllocations) -> CloudError:
+    if not held.consumer_type.startswith(OUR_CONSUMERS):
+        return _not_ours(consumer, held, hint="choose another uuid")
     return Conflict(f"{consumer} already holds another allocation", hint="release it first, or choose another uuid")
 
 
@@ -351,11 +361,10 @@ def release(transport: Transport, consumer: str) -> bool:
     return was_held
 
 
-def _not_ours(consumer: str, held: ConsumerAllocations) -> Refused:
-    return Refused(
-        f"{consumer} is a consumer of type {held.consumer_type}, which is not ours",
-        hint="release it with the tool that claimed it",
-    )
+def _not_ours(
+    consumer: str, held: ConsumerAllocations, hint: str = "release it with the tool that claimed it"
+) -> ForeignConsumer:
+    return ForeignConsumer(f"{consumer} is a consumer of type {held.consumer_type}, which is not ours", hint=hint)
 
 
 def provider_missing(uuid: str) -> NotFound:

@@ -144,6 +144,7 @@ class Placement(Providers):
                 its providers who refused.
             Outrun: others wrote first each time. It holds nothing; another host may do.
             Conflict: the consumer holds something else.
+            ForeignConsumer: what it holds is another tool's.
             PlacementUnavailable: it is not known whether the claim was written.
             InvalidInput: placement cannot make sense of it.
         """
@@ -163,6 +164,7 @@ class Placement(Providers):
                 their part; they may be none, when room came free meanwhile.
             Outrun: others wrote first each time. None holds anything; other hosts may do.
             Conflict: a consumer holds something else.
+            ForeignConsumer: what it holds is another tool's.
             PlacementUnavailable: it is not known whether the claims were written.
             InvalidInput: placement cannot make sense of them, or a consumer is named twice.
         """
@@ -187,7 +189,7 @@ class Placement(Providers):
         Raises:
             ClaimRefused: there is no room.
             Conflict: the consumer was changed by somebody else: read again.
-            Refused: the consumer is not one of ours.
+            ForeignConsumer: it is another tool's.
             PlacementUnavailable: it is not known whether it was written.
         """
         claiming.replace(self._transport, consumer, allocations, expected, stop)
@@ -196,7 +198,7 @@ class Placement(Providers):
         """Give back all that ``consumer`` holds; return whether it was anything. Idempotent.
 
         Raises:
-            Refused: the consumer is not one of ours.
+            ForeignConsumer: it is another tool's.
             PlacementUnavailable: it is not known whether it was released.
         """
         return claiming.release(self._transport, consumer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import signal
 import uuid
 from collections.abc import Callable
@@ -12,15 +13,21 @@ import pytest
 from msgspec import structs
 
 from ecompute.cluster import keys
-from ecompute.cluster.claims import FAILPOINTS
-from ecompute.cluster.documents import IdempotencyKey, Instance, State, UsedUuid
-from ecompute.cluster.errors import Conflict, InvalidInput, NoRoom
+from ecompute.cluster.chosen import Chosen
+from ecompute.cluster.claims import FAILPOINTS, Claims
+from ecompute.cluster.documents import IdempotencyKey, Instance, Intent, State, UsedUuid
+from ecompute.cluster.errors import Conflict, ForeignConsumer, InvalidInput, NoRoom
+from ecompute.cluster.placement import ClaimRequest
 from ecompute.cluster.store import Put, Store
 from ecompute.cluster.upkeep.audit import Audit
 from ecompute.cluster.upkeep.decide import GRACE_S
 from eschedule.cloud.connection import Cloud
 from eschedule.cloud.instances import Instances
+from eschedule.scheduler import once
 from eschedule.scheduler.launch import Launched, Launcher
+from eschedule.scheduler.once import Once
+from eschedule.scheduler.request import check
+from eschedule.scheduler.takeover import take_over
 
 
 @pytest.fixture
@@ -216,3 +223,109 @@ def test_a_claim_that_somebody_else_has_under_the_uuid_is_left_to_the_audit(
     with pytest.raises(Conflict, match="already holds another allocation"):
         Launcher(cloud).launch(make_request(uuid=chosen))
     assert host.claims() == {chosen: rows[host.provider]}
+
+
+def test_a_claim_that_another_tool_has_under_the_uuid_is_left_and_the_launch_given_up_at_once(
+    cloud: Cloud,
+    make_host: Callable[..., Any],
+    make_request: Callable[..., Any],
+    all_keys: Callable[[], set[str]],
+    chosen: str,
+) -> None:
+    host = make_host()
+    rows = {host.provider: {"VCPU": 2, "MEMORY_MB": 64, "DISK_GB": 1}}
+    foreign = ClaimRequest(chosen, rows, project_id="p", user_id="u", consumer_type="INSTANCE")
+    cloud.placement.claim_many([foreign])
+    with pytest.raises(ForeignConsumer, match="of type INSTANCE, which is not ours; choose another uuid"):
+        Launcher(cloud).launch(make_request(uuid=chosen))
+    assert all_keys() == set()
+    held = cloud.placement.allocations(chosen)
+    assert (held.allocations, held.consumer_type) == (rows, "INSTANCE")
+    nothing = {
+        "allocations": {},
+        "project_id": held.project_id,
+        "user_id": held.user_id,
+        "consumer_type": held.consumer_type,
+        "consumer_generation": held.generation,
+    }
+    cloud.placement._transport.ask("PUT", f"/allocations/{chosen}", document=nothing)
+
+
+# --- a launch that died, and who repeats it ---
+
+
+@pytest.mark.parametrize("failpoint", ["claim.intended", "claim.claimed"])
+def test_a_launch_that_was_killed_is_taken_over_by_who_repeats_it_with_its_key(
+    failpoint: str,
+    tool: Any,
+    query: str,
+    store: Store,
+    cloud: Cloud,
+    make_host: Callable[..., Any],
+    make_request: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(once, "WAIT_S", 0.5)
+    host = make_host()
+    asked = ("launch", query, "--idempotency-key", "one", "--name", "web-1")
+    assert tool(*asked, ECOMPUTE_FAILPOINT=failpoint).returncode == -signal.SIGKILL
+    before = store.get(keys.idempotency("system", "one"), IdempotencyKey)
+    assert before is not None
+    said: list[str] = []
+    launched = Launcher(cloud, on_step=said.append).launch(make_request(idempotency_key="one", name="web-1"))
+    assert "the same launch has shown no sign of life, and is given up" in said
+    assert launched.uuid != before.value.uuid
+    assert host.claims().keys() == {launched.uuid}
+    assert store.keys(keys.INTENTS)[0] == []
+    spent = used(store, before.value.uuid)
+    assert spent is not None
+    assert (spent.is_spent, spent.is_launched) == (True, False)
+
+
+def test_a_launch_that_was_taken_over_while_it_slept_is_refused(
+    store: Store, cloud: Cloud, make_host: Callable[..., Any], make_request: Callable[..., Any]
+) -> None:
+    host = make_host()
+
+    def sleep(text: str) -> None:
+        if text.startswith("telling"):
+            (key,) = store.keys(keys.INTENTS)[0]
+            intent = store.get(key, Intent)
+            assert intent is not None
+            take_over(cloud, intent.value.consumer, intent.mod_revision)
+
+    with pytest.raises(Conflict, match="this launch took too long and was given up for dead"):
+        Launcher(cloud, on_step=sleep).launch(make_request(idempotency_key="one"))
+    assert host.claims() == {}
+    assert store.keys(keys.INSTANCES)[0] == []
+
+
+@pytest.mark.parametrize("by", ["uuid", "key"])
+def test_a_launch_that_shows_signs_of_life_is_waited_for_and_not_taken_over(
+    by: str, store: Store, cloud: Cloud, make_host: Callable[..., Any], make_request: Callable[..., Any], chosen: str
+) -> None:
+    make_host()
+    request = check(make_request(**({"uuid": chosen} if by == "uuid" else {"idempotency_key": "one"})))
+    clock_s = [0.0]
+    taken: list[tuple[str, int]] = []
+    waiting = Once(
+        store,
+        rng=random.Random(1),
+        now=lambda: 0.0,
+        take_over=lambda *what: taken.append(what),
+        clock=lambda: clock_s[0],
+    )
+    begun = waiting.look(request)
+    assert isinstance(begun, Chosen)
+    claim = Claims(store, cloud.placement, writer="a test", clock=lambda: clock_s[0]).begin(
+        begun.used.uuid, namespace="system", chosen=begun
+    )
+
+    def live(text: str) -> None:
+        clock_s[0] += 20
+        claim.refresh()
+
+    with pytest.raises(Conflict, match="has been under way for 100 s; repeat it in two minutes"):
+        waiting.look(request, live)
+    assert taken == []
+    claim.give_up()

@@ -49,7 +49,7 @@ AT_ONCE = min(LAUNCHES, 8 * HOSTS)
 """How many instances there would be at a time, had the hosts room for them."""
 ROOM = 0.8
 """What the hosts have of that: some launches find none."""
-KEPT = 0.5
+KEPT = 0.4
 """How many of them are left alone; with more, one after the other is destroyed."""
 TROUBLE_PERIOD_S = 1.5
 IN_TROUBLE = HOSTS // 4
@@ -249,7 +249,8 @@ def test_a_burst_exceeds_no_capacity_and_leaks_nothing_while_hosts_are_drained_a
         f"{LAUNCHES} launches by {SCHEDULERS} schedulers on {HOSTS} hosts in {took_s:.0f} s, settled {settled_s:.0f} s "
         f"later, {events} events of etcd: {dict(answers.said)} {dict(burst.done)}, {len(instances)} left",
     )
-    assert answers.said.keys() <= {"launched", "NoRoom"}, answers.unexpected
+    # On an overloaded machine placement does not answer in time; what was claimed then is for the audit to find.
+    assert answers.said.keys() <= {"launched", "NoRoom", "PlacementUnavailable"}, answers.unexpected
 
 
 def race(racers: list[Any], requests: list[dict[str, int]], answers: Answers) -> None:
