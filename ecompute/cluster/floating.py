@@ -32,18 +32,19 @@ def parse_range(cidr: str) -> IPv4Network:
 
 def overlapping(cidr: IPv4Network, pools: Iterable[Pool]) -> Pool | None:
     """Return the first of ``pools`` that has an address of ``cidr``; one that cannot be read has none."""
-    return next((pool for pool in pools if _range_of(pool).overlaps(cidr)), None)
+    return next((pool for pool in pools if (own := _range_of(pool)) is not None and own.overlaps(cidr)), None)
 
 
 def pool_of(ip: str, pools: Iterable[Pool]) -> Pool | None:
     """Return the one of ``pools`` that ``ip`` belongs to."""
     address = IPv4Address(ip)
-    return next((pool for pool in pools if address in _range_of(pool)), None)
+    return next((pool for pool in pools if (own := _range_of(pool)) is not None and address in own), None)
 
 
 def size(pool: Pool) -> int:
     """Return how many addresses it has."""
-    return _range_of(pool).num_addresses
+    cidr = _range_of(pool)
+    return 0 if cidr is None else cidr.num_addresses
 
 
 def parse_address(ip: str) -> str:
@@ -65,7 +66,7 @@ def choose(pool: Pool, taken: Set[str], seed: int) -> str:
         AddressesExhausted: every address is taken.
     """
     cidr = _range_of(pool)
-    first, count = int(cidr.network_address), cidr.num_addresses
+    first, count = (0, 0) if cidr is None else (int(cidr.network_address), cidr.num_addresses)
     for step in range(count):
         ip = str(IPv4Address(first + (seed + step) % count))
         if ip not in taken:
@@ -126,9 +127,9 @@ def without(port: Port, ip: str) -> Port:
     )
 
 
-def _range_of(pool: Pool) -> IPv4Network:
-    """Return the range; what somebody put there by hand may be none, and has no address then."""
+def _range_of(pool: Pool) -> IPv4Network | None:
+    """Return the range, which somebody may have put there by hand so that it is none."""
     try:
         return IPv4Network(pool.cidr)
     except ValueError:
-        return IPv4Network("255.255.255.255/32")
+        return None

@@ -58,6 +58,16 @@ def complete_group(context: click.Context, parameter: click.Parameter, incomplet
     return _items(context, incomplete, _groups)
 
 
+def complete_floating(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Return the floating addresses that begin with ``incomplete``."""
+    return _items(context, incomplete, _floating)
+
+
+def complete_pool(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Return the names of pools that begin with ``incomplete``."""
+    return _items(context, incomplete, _pools)
+
+
 def _items(
     context: click.Context, incomplete: str, known: Callable[[Settings, str], list[str]]
 ) -> list[CompletionItem]:
@@ -99,3 +109,17 @@ def _groups(settings: Settings, incomplete: str) -> list[str]:
         from eschedule.cloud.groups import Groups
 
         return Groups(cloud).names(settings.namespace, incomplete, limit=LIMIT)
+
+
+def _floating(settings: Settings, incomplete: str) -> list[str]:
+    with settings.cloud(store_timeout_s=TIMEOUT_S) as cloud:
+        from eschedule.cloud.floating import FloatingAddresses
+
+        return FloatingAddresses(cloud).addresses(settings.namespace, incomplete, limit=LIMIT)
+
+
+def _pools(settings: Settings, incomplete: str) -> list[str]:
+    with settings.cloud(store_timeout_s=TIMEOUT_S) as cloud:
+        from eschedule.cloud.pools import Pools
+
+        return Pools(cloud).names(incomplete, limit=LIMIT)

@@ -26,6 +26,14 @@ def instances_argument(command: F) -> F:
     return click.argument("instance", nargs=-1, required=True, shell_complete=complete_instance)(command)
 
 
+def interface_options(command: F) -> F:
+    """Add ``--interface`` and ``--network``: which of an instance's interfaces is meant."""
+    command = click.option("--network", metavar="NETWORK", help="Its interface on this one, where it has several.")(
+        command
+    )
+    return click.option("--interface", metavar="UUID", help="This one of its interfaces.")(command)
+
+
 def timeout_option(default_s: float) -> Callable[[F], F]:
     """Add ``--timeout``, which may be ``inf``."""
     return click.option(

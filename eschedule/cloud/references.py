@@ -56,6 +56,19 @@ def find(store: Store, ref: str, namespace: str) -> Versioned[Instance]:
     return instances[0]
 
 
+def find_within(store: Store, ref: str, namespace: str) -> Versioned[Instance]:
+    """Return the instance of ``namespace`` that ``ref`` names; one of another is not found, whatever names it.
+
+    Raises:
+        NotFound: none, with what to do.
+        Ambiguous: several, which are named.
+    """
+    found = find(store, ref, namespace)
+    if found.value.namespace != namespace:
+        raise NotFound(f"there is no instance {found.value.uuid} in namespace {namespace}", hint=_SEE)
+    return found
+
+
 def beginning_with(store: Store, text: str, namespace: str, *, limit: int) -> list[str]:
     """Return what ``text`` can be completed to: names, or uuids where no name begins so.
 

@@ -16,17 +16,18 @@ from eschedule.cli import classic, main
 from eschedule.cli.main import COMMANDS, cli
 
 
-def commands() -> Iterator[tuple[str, click.Command]]:
-    with click.Context(cli) as context:
-        for name in cli.list_commands(context):
-            command = cli.get_command(context, name)
+def below(group: click.Group, before: str = "") -> Iterator[tuple[str, click.Command]]:
+    with click.Context(group) as context:
+        for name in group.list_commands(context):
+            command = group.get_command(context, name)
             assert command is not None
-            yield name, command
+            yield f"{before}{name}", command
             if isinstance(command, click.Group):
-                for below in command.list_commands(context):
-                    found = command.get_command(context, below)
-                    assert found is not None
-                    yield f"{name} {below}", found
+                yield from below(command, f"{before}{name} ")
+
+
+def commands() -> Iterator[tuple[str, click.Command]]:
+    yield from below(cli)
     yield "classic launch", classic.launch
     yield "classic address", classic.address
 
@@ -61,7 +62,7 @@ def test_the_examples_are_the_commands_own(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in WALKED if not name.startswith("classic")])
 def test_results_have_a_format(name: str) -> None:
     options = {option for parameter in WALKED[name].params for option in parameter.opts}
-    is_silent = name in ("wait", "destroy", "console", "completion", "group delete")
+    is_silent = name in ("wait", "destroy", "console", "completion") or name.endswith(" delete")
     assert ("-o" in options) == (not is_silent and not isinstance(WALKED[name], click.Group))
 
 
@@ -86,7 +87,7 @@ def test_help_needs_neither_a_configuration_nor_etcd(args: list[str]) -> None:
     assert done.stdout.startswith("Usage: eschedule")
 
 
-@pytest.mark.parametrize("group", ["host", "quota", "group"])
+@pytest.mark.parametrize("group", ["host", "quota", "group", "floating"])
 def test_a_group_of_commands_alone_shows_its_help(
     group: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -29,8 +29,8 @@ OURS = {
 OURS_OF_A_COMMAND = OURS | {
     f"eschedule.cli.{name}"
     for name in (
-        "audit", "capacity", "completion", "console", "doctor", "enrol", "event", "explain", "group", "host",
-        "instance", "launch", "lifecycle", "output", "parameters", "progress", "quota",
+        "audit", "capacity", "completion", "console", "doctor", "enrol", "event", "explain", "floating", "group",
+        "host", "instance", "launch", "lifecycle", "output", "parameters", "progress", "quota",
     )
 }  # fmt: skip
 """What ``eschedule COMMAND --help`` and completion may load: the command line, not the cloud."""
