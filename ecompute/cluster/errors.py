@@ -14,6 +14,7 @@
      │   ├─ AddressTaken
      │   ├─ AddressesExhausted  a network has no free address left
      │   ├─ Outrun              placement wrote for others each time that it was tried
+     │   ├─ FloatingAttached    (`eschedule.cloud.floating`)
      │   └─ BesideChanged       (`eschedule.scheduler.beside`)
      ├─ NoRoom                  placement has no allocation for it
      ├─ Refused                 understood, and not allowed
