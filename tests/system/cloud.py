@@ -5,6 +5,7 @@
     cluster.hosts[0], cluster.hosts[1]     hosts: a network namespace each, with a libvirtd and `ecompute run` in it
     cluster.eschedule("list")              the console script, for real: (status, stdout, stderr)
     cluster.launch(host=cluster.hosts[0])  a guest that runs (its domain; `wait_booted` waits for the guest itself)
+    cluster.launch_idle(host=…)            one that only halts, for tests that need no more than a domain
     cluster.destroy(guest.uuid)
     cluster.agree()                        placement, etcd, libvirt, disk, network and memory say the same (`agreement`)
     cluster.etcd, cluster.placement        may be killed, suspended, restarted: `ecompute.dev.{etcd,placement}`
@@ -22,7 +23,8 @@ Two fixtures (conftest.py): ``cluster``, two hosts, shared by all tests that lea
 (agreeing, without instances, all daemons running), and ``make_cluster(hosts=1, **settings)`` for one of the
 test's own, which it may break. After a failure the shared one is thrown away and the next test gets a new one.
 
-A running domain is enough for most tests: it takes half a second, a booted guest six. Guests get 96 MB.
+A running domain is enough for most tests: it takes half a second, a booted guest six, in which it keeps a
+processor busy whether or not somebody waits for it: `launch_idle`. Guests get 96 MB.
 
 All names begin with ``ecs<pid>c<n>`` (namespaces, devices, the directory): runs side by side do not meet, and
 what a killed run has left is found and removed by the next one (`remove_leftovers`). Processes are ended by
@@ -33,6 +35,7 @@ their ids. The machine's only trace is a veth leg with two addresses of a /24: e
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import re
@@ -97,13 +100,15 @@ class Cluster:
             undo.pop_all()
 
     def _start(self, hosts: int, start: bool, settings: dict[str, Any]) -> None:
-        self.network = free_network()
-        self.underlay = Underlay(self.prefix, self.network).start()
+        with _alone():
+            self.network = free_network()
+            self.underlay = Underlay(self.prefix, self.network).start()
         self._stack.callback(self.underlay.remove)
         self.address = self.underlay.address
         self.image_address = str(self.network[2])
         ip("address", "add", f"{self.image_address}/{self.network.prefixlen}", "dev", self.underlay.leg)
         self.image = build_cached(IMAGES)
+        self.idle_image = _build_idle(self.directory / "images")
         with ThreadPoolExecutor(2) as pool:
             placement = pool.submit(_start_placement, self.directory / "placement", self.address)
             self.etcd: EtcdProcess = self.start_etcd()
@@ -121,7 +126,7 @@ class Cluster:
             },
             "image": {
                 "default": str(self.image),
-                "allow_paths": [str(self.image.parent)],
+                "allow_paths": [str(self.image.parent), str(self.idle_image.parent)],
                 "allow_networks": [f"{self.image_address}/32"],
             },
             "accelerator": "tcg",
@@ -175,12 +180,12 @@ class Cluster:
 
     # --- asking ---
 
-    def command(self, *args: str | Path) -> list[str]:
+    def command(self, *args: str | Path | int) -> list[str]:
         return [sys.executable, "-m", "eschedule", "--config", str(self.config), *map(str, args)]
 
     def eschedule(
         self,
-        *args: str | Path,
+        *args: str | Path | int,
         check: bool = True,
         timeout_s: float = TOOL_TIMEOUT_S,
         failpoint: str | None = None,
@@ -195,7 +200,9 @@ class Cluster:
         return result
 
     @contextlib.contextmanager
-    def eschedule_running(self, *args: str | Path, failpoint: str | None = None) -> Iterator[subprocess.Popen[str]]:
+    def eschedule_running(
+        self, *args: str | Path | int, failpoint: str | None = None
+    ) -> Iterator[subprocess.Popen[str]]:
         """Run the console script beside the test; it is killed at the end if it has not ended."""
         with subprocess.Popen(
             self.command(*args),
@@ -240,6 +247,10 @@ class Cluster:
         where = next(host for host in self.hosts if host.provider == launched["provider"])
         return Guest(launched["uuid"], launched["name"], where, launched["addresses"][0])
 
+    def launch_idle(self, *options: str | Path, **how: Any) -> Guest:
+        """As `launch`, but the guest only halts. Its console stays empty."""
+        return self.launch("--image", self.idle_image, *options, **how)
+
     def show(self, ref: str) -> dict[str, Any]:
         """Return ``eschedule show -o json``."""
         shown: dict[str, Any] = json.loads(self.eschedule("show", ref, "-o", "json").stdout)
@@ -277,6 +288,15 @@ class Cluster:
             yield str(path.relative_to(self.directory)), path.read_text(errors="replace")[-6000:]
 
 
+def _build_idle(directory: Path) -> Path:
+    """Make a disk whose boot sector halts, for ever."""
+    directory.mkdir()
+    raw, image = directory / "idle", directory / "idle.qcow2"
+    raw.write_bytes(b"\xfa\xf4\xeb\xfc".ljust(510, b"\0") + b"\x55\xaa" + bytes((1 << 20) - 512))  # cli; hlt; jmp
+    subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, image], check=True)
+    return image
+
+
 def _start_placement(directory: Path, address: str) -> PlacementProcess:
     """Start placement on a copy of the tables that the first one of this run has made: that takes seconds."""
     template = directory.parents[1] / "placement-template"
@@ -284,10 +304,24 @@ def _start_placement(directory: Path, address: str) -> PlacementProcess:
         shutil.copytree(template, directory)
         return start_placement(directory, host=address)
     process = start_placement(directory, host=address)
-    template.mkdir()
+    new = template.with_name(f"{template.name}.{directory.parent.name}")
+    new.mkdir()
     for name in ("placement.sqlite", "tables-made-by"):  # nobody knows of it yet, and nobody writes
-        shutil.copy2(directory / name, template)
+        shutil.copy2(directory / name, new)
+    with contextlib.suppress(OSError):  # another worker was first
+        new.rename(template)
     return process
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """Hold off other workers: what they choose, or remove, they would choose or remove at the same time."""
+    handle = os.open(Path(__file__).parent, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _environment(failpoint: str | None) -> dict[str, str]:
@@ -298,6 +332,7 @@ def _environment(failpoint: str | None) -> dict[str, str]:
 _STARTED = re.compile(rb"(.*/)?(etcd|qemu-system-.*|libvirtd|virtlogd|python[\d.]*)")
 
 
+@_alone()
 def remove_leftovers() -> None:
     """Remove what killed runs have left: processes on their directories, then their namespaces.
 

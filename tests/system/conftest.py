@@ -57,11 +57,12 @@ class _Shared:
 
 @pytest.fixture(scope="session")
 def cloud_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the directories of the clouds lie; pytest keeps those of the last runs."""
+    """Where the directories of the clouds of all workers lie; pytest keeps those of the last red runs."""
     if os.geteuid() != 0:
         pytest.skip("system tests need root: they make network namespaces and start libvirt")
     remove_leftovers()
-    return tmp_path_factory.getbasetemp()
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
 
 @pytest.fixture(scope="session")

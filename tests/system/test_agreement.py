@@ -17,8 +17,8 @@ from ecompute.cluster.store import Delete, Put
 
 def test_agreement_names_every_damage(make_cluster: Callable[..., Cluster]) -> None:
     cluster = make_cluster(hosts=2)
-    guest = cluster.launch(host=cluster.hosts[0])
-    cluster.launch(host=cluster.hosts[1])
+    guest = cluster.launch_idle(host=cluster.hosts[0])
+    cluster.launch_idle(host=cluster.hosts[1])
     cluster.agree()
     for host in cluster.hosts:
         host.kill()  # nobody repairs what is damaged now; the lease stays for a while

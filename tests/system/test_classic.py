@@ -72,7 +72,7 @@ def test_any_placement_query_launches(cluster: Cluster) -> None:
     ]
     uuids = []
     for query in queries:
-        provider, uuid = notified(cluster, query, cluster.eschedule(query))
+        provider, uuid = notified(cluster, query, cluster.eschedule(query, cluster.idle_image))
         uuids.append(uuid)
         assert provider == host.provider or not re.search("in_tree|member_of", query)
     _aggregate(cluster, host.provider, [])

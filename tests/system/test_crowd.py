@@ -15,7 +15,7 @@ LINE = re.compile(r"NOTIFIED TARGET, ([0-9a-f-]{36}), OF INSTANCE ([0-9a-f-]{36}
 def test_ten_guests_asked_for_at_once_all_run_and_go(cluster: Cluster) -> None:
     query = cluster.query()
     with ThreadPoolExecutor(COUNT) as pool:
-        asked = [pool.submit(cluster.eschedule, query) for _ in range(COUNT)]
+        asked = [pool.submit(cluster.eschedule, query, cluster.idle_image) for _ in range(COUNT)]
         lines = [LINE.search(one.result().stdout) for one in asked]
         uuids = [line[2] for line in lines if line is not None]
         assert len(set(uuids)) == COUNT

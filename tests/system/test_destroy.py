@@ -21,7 +21,7 @@ def test_destroy_before_the_host_has_seen_it(cluster: Cluster) -> None:
     host = cluster.hosts[0]
     host.daemon.child.suspend()
     try:
-        guest = cluster.launch(host=host, wait=False)
+        guest = cluster.launch_idle(host=host, wait=False)
         assert cluster.eschedule("destroy", "--no-wait", guest.uuid) == (0, "", "")
     finally:
         host.daemon.child.resume()
@@ -31,7 +31,7 @@ def test_destroy_before_the_host_has_seen_it(cluster: Cluster) -> None:
 
 
 def test_destroy_twice_at_once(cluster: Cluster) -> None:
-    guest = cluster.launch()
+    guest = cluster.launch_idle()
     with (
         cluster.eschedule_running("destroy", guest.uuid) as first,
         cluster.eschedule_running("destroy", guest.uuid) as second,
@@ -52,7 +52,7 @@ def test_destroy_of_an_unknown_uuid_says_so(cluster: Cluster) -> None:
 
 
 def test_destroy_on_a_host_that_does_not_answer_is_done_when_it_is_back(cluster: Cluster) -> None:
-    guest = cluster.launch()
+    guest = cluster.launch_idle()
     guest.host.stop()
     result = cluster.eschedule("destroy", guest.uuid)
     assert (result.status, result.stdout) == (0, "")
@@ -65,7 +65,7 @@ def test_destroy_on_a_host_that_does_not_answer_is_done_when_it_is_back(cluster:
 
 
 def test_destroy_of_a_domain_that_was_undefined_and_destroyed_by_hand(cluster: Cluster) -> None:
-    guest = cluster.launch()
+    guest = cluster.launch_idle()
     domain = guest.host.domain(guest.uuid)
     guest.host.kill()  # or it would bring the guest back
     domain.undefine()
@@ -76,7 +76,7 @@ def test_destroy_of_a_domain_that_was_undefined_and_destroyed_by_hand(cluster: C
 
 
 def test_destroy_of_a_domain_that_was_removed_by_hand_under_a_running_daemon(cluster: Cluster) -> None:
-    guest = cluster.launch()
+    guest = cluster.launch_idle()
     domain = guest.host.domain(guest.uuid)
     domain.undefine()
     domain.destroy()
@@ -85,7 +85,7 @@ def test_destroy_of_a_domain_that_was_removed_by_hand_under_a_running_daemon(clu
 
 
 def test_a_guest_destroyed_by_hand_stays_off_and_can_be_destroyed(cluster: Cluster) -> None:
-    guest = cluster.launch()
+    guest = cluster.launch_idle()
     guest.host.domain(guest.uuid).destroy()
     cluster.agree(off=[guest.uuid])
     assert cluster.show(guest.uuid)["power"] == "off"
@@ -96,7 +96,7 @@ def test_a_guest_destroyed_by_hand_stays_off_and_can_be_destroyed(cluster: Clust
 
 
 def test_a_guest_whose_domain_was_removed_by_hand_comes_back(cluster: Cluster) -> None:
-    guest = cluster.launch()
+    guest = cluster.launch_idle()
     domain = guest.host.domain(guest.uuid)
     domain.undefine()
     domain.destroy()
@@ -106,7 +106,7 @@ def test_a_guest_whose_domain_was_removed_by_hand_comes_back(cluster: Cluster) -
 
 
 def test_a_guest_whose_files_were_removed_by_hand_is_lost_and_can_be_destroyed(cluster: Cluster) -> None:
-    guest = cluster.launch()
+    guest = cluster.launch_idle()
     domain = guest.host.domain(guest.uuid)
     guest.host.kill()
     domain.destroy()
@@ -122,7 +122,7 @@ def test_a_guest_whose_files_were_removed_by_hand_is_lost_and_can_be_destroyed(c
 
 
 def test_a_destroy_that_waits_ends_when_its_host_stops_answering(cluster: Cluster) -> None:
-    guest = cluster.launch()
+    guest = cluster.launch_idle()
     guest.host.daemon.child.suspend()
     with cluster.eschedule_running("destroy", guest.uuid) as process:
         wait_for(lambda: cluster.show(guest.uuid)["state"] == "deleting", what="its host is told")
@@ -137,7 +137,7 @@ def test_a_destroy_that_waits_ends_when_its_host_stops_answering(cluster: Cluste
 
 
 def test_destroy_while_the_disks_are_not_mounted_waits_for_them(cluster: Cluster) -> None:
-    guest = cluster.launch()
+    guest = cluster.launch_idle()
     host, disks = guest.host, guest.host.state / "instances"
     domain = host.domain(guest.uuid)
     host.stop()

@@ -15,7 +15,7 @@ REBUILT_S = 240.0
 
 
 def test_an_emptied_placement_is_rebuilt_and_no_guest_is_touched(cluster: Cluster) -> None:
-    guests = [cluster.launch(host=host) for host in cluster.hosts]
+    guests = [cluster.launch_idle(host=host) for host in cluster.hosts]
     claims = {guest.uuid: cluster.claims.allocations(guest.uuid).allocations for guest in guests}
     processes = [host.guest_pids() for host in cluster.hosts]
     assert all(claims.values())

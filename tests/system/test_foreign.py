@@ -37,7 +37,7 @@ def test_a_foreign_domain_bridge_file_and_consumer_are_never_touched(cluster: Cl
     foreign = [*theirs, FILE]
     before = _look(cluster, host, theirs)
 
-    guest = cluster.launch(host=host)
+    guest = cluster.launch_idle(host=host)
     cluster.agree(foreign=foreign)
     assert _look(cluster, host, theirs) == before
     host.restart()

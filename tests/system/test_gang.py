@@ -17,7 +17,8 @@ COUNT = 4
 
 
 def test_a_gang_of_four_guests_runs_on_two_hosts_and_goes(cluster: Cluster) -> None:
-    done = cluster.eschedule("launch", cluster.query(), "--name", "gang", "--count", COUNT, "--wait", "-o", "json")
+    options = ("--name", "gang", "--count", COUNT, "--image", cluster.idle_image, "--wait", "-o", "json")
+    done = cluster.eschedule("launch", cluster.query(), *options)
     rows = json.loads(done.stdout)
     assert [(row["name"], row["state"]) for row in rows] == [(f"gang-{n}", "created") for n in range(1, COUNT + 1)]
     assert {row["provider"] for row in rows} == {host.provider for host in cluster.hosts}
@@ -28,7 +29,7 @@ def test_a_gang_of_four_guests_runs_on_two_hosts_and_goes(cluster: Cluster) -> N
 
 def test_no_guest_of_a_gang_begins_before_all_of_them_are_told(cluster: Cluster) -> None:
     """Its scheduler stops before the commit: the hosts look at what they were told, and leave it alone."""
-    arguments = ("launch", cluster.query(), "--name", "gang", "--count", str(COUNT))
+    arguments = ("launch", cluster.query(), "--name", "gang", "--count", COUNT, "--image", cluster.idle_image)
     with cluster.eschedule_running(*arguments, failpoint="gang.uncommitted:stop") as process:
         wait_for(lambda: _is_stopped(process), timeout_s=60, what="the scheduler has stopped")
         assert len(cluster.instances()) == COUNT

@@ -77,7 +77,7 @@ def test_hosts_hold_when_etcd_has_lost_its_data(
 ) -> None:
     cluster = make_cluster(hosts=1)
     (host,) = cluster.hosts
-    guests = [cluster.launch(), cluster.launch()]
+    guests = [cluster.launch_idle(), cluster.launch_idle()]
     assignment = _assignment(cluster, guests[0])
     cluster.agree()
     backups = Backups(cluster, tmp_path)
@@ -112,11 +112,11 @@ def test_hosts_hold_when_etcd_was_put_back_to_an_older_state(
     cluster = make_cluster(hosts=2)
     first, second = cluster.hosts
     backups = Backups(cluster, tmp_path)
-    kept, destroyed = cluster.launch(host=first), cluster.launch(host=first)
+    kept, destroyed = cluster.launch_idle(host=first), cluster.launch_idle(host=first)
     cluster.agree()
     older = backups.save("older")
     cluster.destroy(destroyed.uuid)
-    created = cluster.launch(host=second)  # its host was no member of the network before
+    created = cluster.launch_idle(host=second)  # its host was no member of the network before
     cluster.agree()
     newest, before = backups.save("newest"), [_picture(host) for host in cluster.hosts]
     backups.put_back(older)
@@ -146,7 +146,7 @@ def test_a_host_that_was_down_meanwhile_holds_when_it_starts(
     cluster = make_cluster(hosts=1)
     (host,) = cluster.hosts
     backups = Backups(cluster, tmp_path)
-    guest = cluster.launch()
+    guest = cluster.launch_idle()
     cluster.agree()
     older = backups.save("older")
     cluster.destroy(guest.uuid)

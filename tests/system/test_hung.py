@@ -25,7 +25,7 @@ KILL_S = 60.0
 def test_five_hung_guests_hold_up_no_other_and_can_be_destroyed(cluster: Cluster) -> None:
     host = cluster.hosts[0]
     with ThreadPoolExecutor(2) as pool:
-        guests = list(pool.map(lambda _: cluster.launch(host=host), range(GUESTS)))
+        guests = list(pool.map(lambda _: cluster.launch_idle(host=host), range(GUESTS)))
     said = len(host.log)
     with _hung(host, guests):
         # Others are built and destroyed, while nothing is asked of the hung ones...
@@ -52,7 +52,7 @@ def test_a_daemon_whose_lanes_hang_ends_to_be_started_anew(make_cluster: Callabl
     (host,) = cluster.hosts
     host.daemon.child.suspend()
     try:
-        guests = [cluster.launch(wait=False) for _ in range(STUCK_LIMIT)]
+        guests = [cluster.launch_idle(wait=False) for _ in range(STUCK_LIMIT)]
         for guest in guests:
             # Whoever opens it waits for a reader that never comes, as for a disk that does not answer.
             os.mkfifo(host.state / "memory" / "instances" / f"{guest.uuid}.json.new")
@@ -84,7 +84,7 @@ def _hung(host: Host, guests: list[Guest]) -> Iterator[None]:
 
 
 def _build_and_destroy_another(cluster: Cluster, host: Host) -> None:
-    other = cluster.launch(host=host)
+    other = cluster.launch_idle(host=host)
     assert host.domains()[other.uuid]
     cluster.destroy(other.uuid)
     assert other.uuid not in cluster.instances()

@@ -84,7 +84,7 @@ class Asker:
 
     def launch(self, image: str | None = None) -> None:
         query = self.cluster.query(self.host, memory_mb=MEMORY_MB)
-        request = LaunchRequest(query=query, image=image or str(self.cluster.image))
+        request = LaunchRequest(query=query, image=image or str(self.cluster.idle_image))
         self.uuid = Launcher(self._cloud).launch(request).uuid
 
     def launch_while_down(self, image: str | None = None) -> None:

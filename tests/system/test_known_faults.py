@@ -20,9 +20,9 @@ from ecompute.cluster.store import Delete, Put
 
 def test_requests_written_while_the_daemon_is_down_are_lost(cluster: Cluster) -> None:
     host = cluster.hosts[0]
-    destroyed = cluster.launch(host=host)
+    destroyed = cluster.launch_idle(host=host)
     host.kill()
-    launched = cluster.launch(host=host, wait=False)
+    launched = cluster.launch_idle(host=host, wait=False)
     cluster.eschedule("destroy", "--no-wait", destroyed.uuid)
     host.start()
     wait_for(lambda: cluster.instances() == [launched.uuid], what="both requests are carried out")
@@ -34,7 +34,7 @@ def test_requests_written_while_the_daemon_is_down_are_lost(cluster: Cluster) ->
 
 def test_any_delete_under_the_prefix_ends_the_daemon(cluster: Cluster) -> None:
     host = cluster.hosts[0]
-    guest = cluster.launch(host=host)
+    guest = cluster.launch_idle(host=host)
     pids = host.guest_pids()
     strange = [
         f"{keys.assignments(host.provider)}{name}" for name in ("x", "x/y", "6f2f3a0c-5ad1-4a7c-9c53-0f5d8f1d0001")
@@ -50,13 +50,13 @@ def test_any_delete_under_the_prefix_ends_the_daemon(cluster: Cluster) -> None:
     assert host.guest_pids() == pids, "a missing key destroys no guest"
     cluster.store.commit([], [Put(assigned.key, assigned.value)])
     cluster.agree()
-    other = cluster.launch(host=host)
+    other = cluster.launch_idle(host=host)
     cluster.destroy(guest.uuid, other.uuid)
     cluster.agree()
 
 
 def test_an_instance_removed_with_virsh_can_never_be_freed(cluster: Cluster) -> None:
-    guest = cluster.launch()
+    guest = cluster.launch_idle()
     domain = guest.host.domain(guest.uuid)
     domain.destroy()
     domain.undefine()
@@ -127,7 +127,7 @@ def test_one_download_blocks_every_build(cluster: Cluster, images: ImageServer) 
     url = images.dripping()
     slow = cluster.launch("--image", url, host=host, wait=False)
     wait_for(lambda: images.requests(url), what="the image is being fetched")
-    quick = cluster.launch(host=host)
+    quick = cluster.launch_idle(host=host)
     cluster.destroy(quick.uuid)
     assert not images.is_deserted(url), "the download still goes on"
     cluster.destroy(slow.uuid)

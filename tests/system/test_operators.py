@@ -22,7 +22,7 @@ from ecompute.heartbeat import TTL_S
 
 def test_a_drained_host_takes_nothing_from_old_answers_and_keeps_its_guests(cluster: Cluster) -> None:
     host = cluster.hosts[0]
-    guest = cluster.launch(host=host)
+    guest = cluster.launch_idle(host=host)
     pids = host.guest_pids()
     old = _answer(cluster, host)
     done = cluster.eschedule("host", "drain", host.name, "--reason", "a fan is failing")
@@ -35,11 +35,11 @@ def test_a_drained_host_takes_nothing_from_old_answers_and_keeps_its_guests(clus
     assert _is_closed(cluster, host)
     assert host.guest_pids() == pids
     assert _row(cluster, host)["state"] == "draining"
-    other = cluster.launch()
+    other = cluster.launch_idle()
     assert other.host is not host
     cluster.eschedule("host", "activate", host.name)
     wait_for(lambda: not _is_closed(cluster, host), what="it opens itself")
-    again = cluster.launch(host=host)
+    again = cluster.launch_idle(host=host)
     assert host.guest_pids()[guest.uuid] == pids[guest.uuid]
     cluster.destroy(guest.uuid, other.uuid, again.uuid)
     cluster.agree()
@@ -68,7 +68,7 @@ def test_where_a_host_is_and_what_operators_gave_it_are_in_placement(cluster: Cl
         host.restart()
         assert cluster.claims.aggregates(host.provider) == aggregates_of(host.provider) | {zone["aggregate"]}
         assert cluster.claims.traits(host.provider) == before | {"CUSTOM_SSD", "CUSTOM_CURL"}
-    guest = cluster.launch("--name", "in-north", host=None)
+    guest = cluster.launch_idle("--name", "in-north", host=None)
     host.kill()
     cluster.eschedule("host", "set", host.name, "--zone", "", "--no-trait", "CUSTOM_SSD")
     host.start()
@@ -82,7 +82,7 @@ def test_where_a_host_is_and_what_operators_gave_it_are_in_placement(cluster: Cl
 
 def test_a_host_whose_daemon_was_killed_is_lost_and_is_back_by_itself(cluster: Cluster) -> None:
     host = cluster.hosts[0]
-    guest = cluster.launch(host=host)
+    guest = cluster.launch_idle(host=host)
     pids = host.guest_pids()
     old = _answer(cluster, host)
     host.kill()
@@ -95,7 +95,7 @@ def test_a_host_whose_daemon_was_killed_is_lost_and_is_back_by_itself(cluster: C
     host.start(wait=False)
     wait_for(lambda: _state(cluster, host) is AdminState.ACTIVE, timeout_s=60, what="the lead finds it back")
     wait_for(lambda: not _is_closed(cluster, host), what="it opens itself")
-    again = cluster.launch(host=host)
+    again = cluster.launch_idle(host=host)
     assert host.guest_pids()[guest.uuid] == pids[guest.uuid]
     cluster.destroy(guest.uuid, again.uuid)
     cluster.agree()

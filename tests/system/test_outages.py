@@ -31,7 +31,7 @@ def refused(cluster: Cluster, *commands: list[str], service: str, endpoint: str)
 
 @pytest.mark.parametrize("how", ["stopped", "silent"])
 def test_the_tool_says_that_etcd_is_down(cluster: Cluster, how: str) -> None:
-    guest = cluster.launch()
+    guest = cluster.launch_idle()
     _take_down(cluster.etcd, how)
     try:
         commands = ["list"], ["launch", cluster.query()], [cluster.query()], [guest.uuid], ["destroy", guest.uuid]
@@ -45,7 +45,7 @@ def test_the_tool_says_that_etcd_is_down(cluster: Cluster, how: str) -> None:
 
 @pytest.mark.parametrize("how", ["stopped", "silent"])
 def test_the_tool_says_that_placement_is_down(cluster: Cluster, how: str) -> None:
-    guest = cluster.launch()
+    guest = cluster.launch_idle()
     _take_down(cluster.placement, how)
     endpoint = cluster.placement.endpoint.removeprefix("http://")
     try:
@@ -60,7 +60,7 @@ def test_the_tool_says_that_placement_is_down(cluster: Cluster, how: str) -> Non
 
 
 def test_a_destroy_while_placement_is_down_is_finished_when_it_is_back(cluster: Cluster) -> None:
-    guest = cluster.launch()
+    guest = cluster.launch_idle()
     cluster.placement.stop()
     try:
         result = cluster.eschedule("destroy", guest.uuid, check=False)
@@ -84,12 +84,12 @@ def test_daemons_started_while_etcd_is_down_wait_and_go_on(make_cluster: Callabl
     assert host.is_running
     cluster.etcd.start()
     wait_for(lambda: "the host is open" in host.log, timeout_s=60, what="the host is open")
-    guest = cluster.launch()
+    guest = cluster.launch_idle()
     cluster.agree()
     # And one that runs: what is asked for afterwards is done, what runs goes on.
     cluster.etcd.stop()
     cluster.etcd.start()
-    second = cluster.launch()
+    second = cluster.launch_idle()
     cluster.agree(timeout_s=60)
     cluster.destroy(guest.uuid, second.uuid)
     cluster.agree()
@@ -105,7 +105,7 @@ def test_daemons_started_while_placement_is_down_wait_and_go_on(make_cluster: Ca
     assert re.search(r"since \d", line), line
     cluster.placement.start()
     wait_for(lambda: "the host is open" in host.log, timeout_s=90, what="the host is open")
-    guest = cluster.launch()
+    guest = cluster.launch_idle()
     cluster.agree()
     cluster.destroy(guest.uuid)
     cluster.agree()

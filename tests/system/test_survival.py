@@ -14,7 +14,7 @@ from ecompute.heartbeat import TTL_S
 
 def test_a_daemon_whose_etcd_is_down_for_longer_than_its_lease_goes_on(cluster: Cluster) -> None:
     host = cluster.hosts[0]
-    guest, other = cluster.launch(host=host), cluster.launch(host=host)
+    guest, other = cluster.launch_idle(host=host), cluster.launch_idle(host=host)
     cluster.agree()
     pids, said = host.guest_pids(), len(host.log)
     cluster.etcd.stop()
@@ -27,7 +27,7 @@ def test_a_daemon_whose_etcd_is_down_for_longer_than_its_lease_goes_on(cluster: 
         cluster.etcd.start()
     cluster.agree(off=[other.uuid], timeout_s=60)
     assert host.guest_pids() == {guest.uuid: pids[guest.uuid]}
-    third = cluster.launch(host=host)
+    third = cluster.launch_idle(host=host)
     cluster.destroy(guest.uuid, other.uuid, third.uuid)
     cluster.agree()
 
@@ -35,7 +35,7 @@ def test_a_daemon_whose_etcd_is_down_for_longer_than_its_lease_goes_on(cluster: 
 @pytest.mark.parametrize("how", ["killed", "restarted"])
 def test_a_daemon_finds_libvirt_again_and_looks_at_everything(cluster: Cluster, how: str) -> None:
     host = cluster.hosts[0]
-    kept, ended = cluster.launch(host=host), cluster.launch(host=host)
+    kept, ended = cluster.launch_idle(host=host), cluster.launch_idle(host=host)
     cluster.agree()
     pids = host.guest_pids()
     if how == "killed":
@@ -44,7 +44,7 @@ def test_a_daemon_finds_libvirt_again_and_looks_at_everything(cluster: Cluster, 
         host.libvirtd.stop(keep_guests=True)
     try:
         os.kill(pids[ended.uuid][0], signal.SIGKILL)  # nobody tells of this one
-        wanted = cluster.launch(host=host, wait=False)
+        wanted = cluster.launch_idle(host=host, wait=False)
         wait_for(lambda: f"instance {wanted.uuid} waits: libvirt" in host.log, what="it says what it waits for")
         assert host.is_running
     finally:
@@ -58,10 +58,10 @@ def test_a_daemon_finds_libvirt_again_and_looks_at_everything(cluster: Cluster, 
 
 def test_a_daemon_that_is_told_to_end_finishes_its_step_closes_its_host_and_leaves_its_guests(cluster: Cluster) -> None:
     host = cluster.hosts[0]
-    kept = cluster.launch(host=host)
+    kept = cluster.launch_idle(host=host)
     pids = host.guest_pids()
     host.kill()
-    begun = cluster.launch(host=host, wait=False)
+    begun = cluster.launch_idle(host=host, wait=False)
     host.start(failpoint="define.before:stop")
     wait_for(lambda: host.is_suspended, what="it is in the middle of a step")
     assert begun.uuid not in host.domains()
@@ -94,7 +94,7 @@ def test_a_guest_whose_disk_was_taken_away_is_lost_and_never_made_anew_and_is_we
     cluster: Cluster,
 ) -> None:
     host = cluster.hosts[0]
-    guest = cluster.launch(host=host)
+    guest = cluster.launch_idle(host=host)
     disk = host.files(guest.uuid) / "disk.qcow2"
     away = host.directory / "away.qcow2"
     host.domain(guest.uuid).destroy()

@@ -37,7 +37,7 @@ def test_a_leader_that_is_killed_anywhere_in_a_finish_leaves_the_rest_to_the_nex
             _let_lease_run_out(cluster)
             guest = cluster.launch("--image", images.missing(), wait=False)
         else:
-            guest = cluster.launch()
+            guest = cluster.launch_idle()
             host.stop()
             cluster.eschedule("destroy", "--no-wait", guest.uuid)
         host.die_at(failpoint)
@@ -56,7 +56,7 @@ def test_a_leader_that_is_killed_anywhere_in_a_finish_leaves_the_rest_to_the_nex
 def test_a_tool_that_is_killed_in_a_finish_leaves_the_rest_to_the_lead(cluster: Cluster, failpoint: str) -> None:
     leader = _leader(cluster)
     other = next(host for host in cluster.hosts if host is not leader)
-    guest = cluster.launch(host=other)
+    guest = cluster.launch_idle(host=other)
     leader.daemon.child.suspend()  # or it would be the first
     try:
         result = cluster.eschedule("destroy", guest.uuid, failpoint=failpoint, check=False)
@@ -88,7 +88,8 @@ def test_a_tool_that_is_killed_where_it_marks_a_failed_build_leaves_the_rest_to_
 
 def test_a_scheduler_that_is_killed_anywhere_leaves_nothing_held_after_the_grace_period(cluster: Cluster) -> None:
     for failpoint in claims.FAILPOINTS:
-        result = cluster.eschedule("launch", cluster.query(), failpoint=failpoint, check=False)
+        asked = ("launch", cluster.query(), "--image", cluster.idle_image)
+        result = cluster.eschedule(*asked, failpoint=failpoint, check=False)
         assert result.status == -signal.SIGKILL, f"it was not killed at {failpoint}: {result}"
     intents = cluster.store.list(keys.INTENTS, Intent).items
     assert len(intents) == 2, "one died behind its intent, one behind its claim"
@@ -106,7 +107,7 @@ def test_a_scheduler_that_is_killed_anywhere_leaves_nothing_held_after_the_grace
 def test_a_build_that_has_begun_goes_on_while_placement_is_down(lone: tuple[Cluster, Host, ImageServer]) -> None:
     cluster, host, _ = lone
     host.kill()
-    begun = cluster.launch(wait=False)
+    begun = cluster.launch_idle(wait=False)
     host.start(failpoint="overlay.before:stop")
     wait_for(lambda: host.is_suspended, what="the build has begun")
     cluster.placement.stop()
@@ -130,7 +131,7 @@ def test_a_build_that_has_not_begun_waits_for_placement_and_goes_on_by_itself(
     cluster, host, _ = lone
     host.daemon.child.suspend()
     try:
-        waiting = cluster.launch(wait=False)
+        waiting = cluster.launch_idle(wait=False)
         cluster.placement.stop()
     finally:
         host.daemon.child.resume()

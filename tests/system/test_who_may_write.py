@@ -132,7 +132,7 @@ def test_a_host_without_the_leads_credentials_says_so_once_and_does_not_lead(clo
     first.stop()
     wait_for(lambda: cloud.store.get(keys.lead(ROLE), Lead) is None, what="nobody leads")
     wait_for(lambda: "leaves the lead to others" in second.log, what="the second has tried")
-    guest = cloud.launch(host=second)
+    guest = cloud.launch_idle(host=second)
     assert cloud.store.get(keys.lead(ROLE), Lead) is None
     assert len(re.findall("leaves the lead to others", second.log)) <= 2, "once a start"
     first.start()
@@ -169,7 +169,7 @@ def test_stolen_credentials_of_a_host_open_nothing_of_others(cloud: SecuredClust
     changed = {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
     assert not {key for key in changed if may_write(mine, key) or other not in key}, changed
     # Its own work, and the others', goes on.
-    more = cloud.launch(host=_victim(cloud))
+    more = cloud.launch_idle(host=_victim(cloud))
     cloud.destroy(more.uuid, *(guest.uuid for guest in guests))
     cloud.agree()
 
@@ -238,7 +238,7 @@ def test_leases_users_and_the_cluster_are_not_its_to_change(cloud: SecuredCluste
 
 def test_a_revoked_host_is_refused_and_a_new_enrolment_brings_it_back(cloud: SecuredCluster, thief: Store) -> None:
     victim = _victim(cloud)
-    guest = cloud.launch(host=victim)
+    guest = cloud.launch_idle(host=victim)
     root = ("--config", cloud.root)
     cloud.eschedule(*root, "host", "revoke", victim.name)
     with pytest.raises(NotPermitted):
