@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import libvirt
 import pytest
 
 from ecompute.dev.libvirtd import LibvirtProcess, start_libvirtd
@@ -24,9 +26,23 @@ BOOT_SECTOR = (
 MakePlan = Callable[..., DomainPlan]
 
 
+@pytest.fixture(scope="session")
+def probed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What libvirt has found that QEMU can do, which takes it a second or two: once a run is enough."""
+    directory = tmp_path_factory.mktemp("lv")
+    process = start_libvirtd(directory)
+    try:
+        libvirt.open(process.uri).getDomainCapabilities(virttype="qemu")
+    finally:
+        process.stop()
+    return directory / "cache" / "qemu"
+
+
 @pytest.fixture
-def libvirtd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LibvirtProcess]:
-    process = start_libvirtd(tmp_path_factory.mktemp("lv"))
+def libvirtd(tmp_path_factory: pytest.TempPathFactory, probed: Path) -> Iterator[LibvirtProcess]:
+    directory = tmp_path_factory.mktemp("lv")
+    shutil.copytree(probed, directory / "cache" / "qemu")
+    process = start_libvirtd(directory)
     yield process
     process.stop()
     assert process.pids == {}
