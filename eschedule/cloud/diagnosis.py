@@ -117,6 +117,8 @@ def waits_for(diagnosis: Diagnosis) -> str:
         return "the lead, to release its claim and remove its keys"
     if seen.state is State.CREATED and not diagnosis.claim:
         return "an operator: placement holds no claim for it (was placement emptied or put back?)"
+    if instance.leaving and seen.error is None:
+        return "the lead, to give back what the interfaces have that it is without"
     return NOTHING if seen.state is State.CREATED else f"{host}, which is at work on it"
 
 

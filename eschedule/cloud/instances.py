@@ -116,7 +116,7 @@ class Instances:
     def follow_events(self, instance: Instance) -> Iterator[Event]:
         """Yield the events there are, and then each as it comes, until the instance is gone."""
         shown: set[tuple[str, int]] = set()
-        with self._wakes(instance) as woken:
+        with self.wakes(instance) as woken:
             while True:
                 # In this order: what came before the end is shown before the end.
                 is_gone = self._store.get(keys.instance(instance.uuid), Instance) is None
@@ -213,7 +213,7 @@ class Instances:
         value = instance.value
         answered = time.monotonic()
         deadline = answered + timeout_s
-        with self._wakes(value) as woken:
+        with self.wakes(value) as woken:
             while True:
                 current = self._store.get(instance.key, Instance)
                 if current is None:
@@ -236,10 +236,10 @@ class Instances:
                         f"{value.name} ({value.uuid}) is still {view.state} after {timeout_s:g} s",
                         hint=f"it goes on by itself; see `eschedule doctor {value.uuid}`",
                     )
-                _drain(woken, timeout_s=min(TICK_S, left))
+                drain(woken, timeout_s=min(TICK_S, left))
 
     @contextmanager
-    def _wakes(self, instance: Instance) -> Iterator[queue.SimpleQueue[None]]:
+    def wakes(self, instance: Instance) -> Iterator[queue.SimpleQueue[None]]:
         """Give a queue that something is put into whenever the instance, its events or its report change."""
         uuid, provider = instance.uuid, instance.provider
         woken: queue.SimpleQueue[None] = queue.SimpleQueue()
@@ -254,7 +254,7 @@ class Instances:
             watcher.close()
 
 
-def _drain(woken: queue.SimpleQueue[None], *, timeout_s: float) -> None:
+def drain(woken: queue.SimpleQueue[None], *, timeout_s: float) -> None:
     """Return once something was put into ``woken``, or after ``timeout_s``; leave it empty."""
     try:
         woken.get(timeout=timeout_s)

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol, TypeVar
 
-from ecompute.cluster.documents import Assignment, Instance, Role, Seen, State
+from ecompute.cluster.documents import Assignment, Instance, Interface, Role, Seen, State
 from ecompute.cluster.placement.documents import OUR_CONSUMERS
 
 GRACE_S = 60.0
@@ -39,6 +39,9 @@ class Act(StrEnum):
     MARK_FAILED = "mark-failed"
     """One transaction: the instance in error with the report's reason, its assignment absent. Compares
     both. Then release the claim."""
+    LET_GO = "let-go"
+    """One transaction: the instance without the interfaces of the plan, their ports deleted, what was locked
+    for them given up. Compares the instance and the report."""
     RELEASE = "release"
     """Release the claim; idempotent, and may find it released. The keys stay."""
     RELEASE_AND_DELETE = "release-and-delete"
@@ -52,6 +55,8 @@ class FinishPlan:
     reason: str
     error: str | None = None
     """For `Act.MARK_FAILED`: what the instance's error is."""
+    interfaces: tuple[Interface, ...] = ()
+    """For `Act.LET_GO`."""
 
 
 def finish(instance: Instance | None, assignment: Assignment | None, seen: Seen | None) -> FinishPlan:
@@ -78,6 +83,9 @@ def finish(instance: Instance | None, assignment: Assignment | None, seen: Seen 
             return FinishPlan(Act.ORDER_REMOVAL, "it is to be deleted and its host was not told")
         return FinishPlan(Act.NOTHING, "its host has not reported it gone")
     if not is_gone:
+        left = _left(instance, seen)
+        if left:
+            return FinishPlan(Act.LET_GO, "its host reports it without them", interfaces=left)
         return FinishPlan(Act.NOTHING, "it is on its host")
     assert seen is not None
     if instance.state is State.ERROR and is_ordered:
@@ -86,6 +94,18 @@ def finish(instance: Instance | None, assignment: Assignment | None, seen: Seen 
         return FinishPlan(Act.NOTHING, "its assignment is missing; an operator's matter")
     error = seen.error or "it is gone from its host, which was not asked to remove it"
     return FinishPlan(Act.MARK_FAILED, "nothing of it is on its host", error)
+
+
+def _left(instance: Instance, seen: Seen | None) -> tuple[Interface, ...]:
+    """Return the interfaces that are leaving, and that the guest cannot send from any more, by its host's report.
+
+    A report with an error says what was tried, not what was reached.
+    """
+    if instance.state is not State.INITIAL or seen is None or seen.epoch != instance.epoch:
+        return ()
+    if seen.state is not State.CREATED or seen.error is not None:
+        return ()
+    return tuple(item.interface for item in instance.leaving if item.generation <= seen.generation)
 
 
 def _is_gone(seen: Seen | None, epoch: int) -> bool:

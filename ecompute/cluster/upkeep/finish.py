@@ -10,14 +10,14 @@ Safe from several threads.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from msgspec import structs
 
 from ecompute.cluster import keys, states
 from ecompute.cluster.assignments import assignment_of
-from ecompute.cluster.documents import Assignment, Instance, NetworkHost, Port, Role, Seen, State, UsedUuid
+from ecompute.cluster.documents import Assignment, Instance, Interface, NetworkHost, Port, Role, Seen, State, UsedUuid
 from ecompute.cluster.errors import CompareFailed
 from ecompute.cluster.events import INSTANCE, Events, rings
 from ecompute.cluster.expiring import key_of
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 TRIES = 20
 
-FAILPOINTS = ("finish.begin", "finish.marked", "finish.released", "finish.deleted")
+FAILPOINTS = ("finish.begin", "finish.marked", "finish.let_go", "finish.released", "finish.deleted")
 
 T = TypeVar("T")
 
@@ -92,6 +92,9 @@ class Finisher:
                     self._mark_failed(instance, assignment, planned.error or "its build failed")
                     reach("finish.marked")
                     continue  # and release the claim, by what is written now
+                elif planned.act is Act.LET_GO and instance is not None and seen is not None:
+                    self._let_go(instance, seen, planned.interfaces)
+                    reach("finish.let_go")
                 elif planned.act is Act.RELEASE:
                     self._release(uuid)
                 elif planned.act is Act.RELEASE_AND_DELETE:
@@ -183,15 +186,47 @@ class Finisher:
         if instance is not None:
             self._forget(instance.value, compares, operations)
         interfaces = known.with_ports if isinstance(known, Instance) else known.spec.interfaces
-        for network_uuid in {interface.network_uuid for interface in interfaces}:
-            self._leave(network_uuid, uuid, host, compares, operations)
+        self._give_back(interfaces, uuid, host, lambda port: port.instance_uuid == uuid, compares, operations)
+        self._store.commit(compares, operations)
+        self._events.forget(INSTANCE, uuid)
+
+    def _let_go(self, instance: Versioned[Instance], seen: Versioned[Seen], interfaces: Sequence[Interface]) -> None:
+        """Give back what interfaces have that the guest is without."""
+        value = instance.value
+        gone = {interface.uuid for interface in interfaces}
+        left = tuple(item for item in value.leaving if item.interface.uuid not in gone)
+        compares = [unchanged(instance), unchanged(seen), *self._guard()]
+        says = ", ".join(interface.addresses[0] if interface.addresses else interface.mac for interface in interfaces)
+        operations: list[Op] = [
+            Put(instance.key, structs.replace(value, leaving=left)),
+            self._events.record(INSTANCE, value.uuid, "interface.removed", f"it is without {says}, which may be used"),
+        ]
+        is_gone = lambda port: port.interface_uuid in gone  # noqa: E731
+        self._give_back(interfaces, value.uuid, value.provider, is_gone, compares, operations)
+        self._store.commit(compares, operations)
+
+    def _give_back(
+        self,
+        interfaces: Sequence[Interface],
+        uuid: str,
+        host: str,
+        is_gone: Callable[[Port], bool],
+        compares: list[Compare],
+        operations: list[Op],
+    ) -> None:
+        """Take away ports with all that goes with them, and ``host`` out of the networks where no port of it is left.
+
+        Args:
+            uuid: of the instance.
+            is_gone: whether a port is among those that are taken away.
+        """
+        for network_uuid in dict.fromkeys(interface.network_uuid for interface in interfaces):
+            self._leave(network_uuid, host, is_gone, compares, operations)
         routed: list[tuple[str, str]] = []
         for interface in interfaces:
             port = take_port(self._store, interface, uuid, compares, operations)
             routed += [(interface.network_uuid, ip) for ip in (() if port is None else port.routed)]
         self._locks.give_up(interfaces, uuid, compares, operations, routed=routed)
-        self._store.commit(compares, operations)
-        self._events.forget(INSTANCE, uuid)
 
     def _forget(self, instance: Instance, compares: list[Compare], operations: list[Op]) -> None:
         """Take the instance out of what refers to it: group, tags, expiry; its uuid is not used again."""
@@ -208,15 +243,22 @@ class Finisher:
             compares.append(unchanged(used))
             operations.append(Put(used.key, structs.replace(used.value, is_spent=True)))
 
-    def _leave(self, network_uuid: str, uuid: str, host: str, compares: list[Compare], operations: list[Op]) -> None:
-        """Take ``host`` out of the network's members if ``uuid`` is its last instance there."""
+    def _leave(
+        self,
+        network_uuid: str,
+        host: str,
+        is_gone: Callable[[Port], bool],
+        compares: list[Compare],
+        operations: list[Op],
+    ) -> None:
+        """Take ``host`` out of the network's members if no port is left there of it."""
         key = keys.network_host(network_uuid, host)
         # Read before the ports: whoever adds one rewrites this key, and the comparison fails.
         member = self._store.get(key, NetworkHost)
         if member is None:
             return
         ports = self._store.list(keys.ports(network_uuid), Port)
-        if any(port.value.provider == host and port.value.instance_uuid != uuid for port in ports.items):
+        if any(port.value.provider == host and not is_gone(port.value) for port in ports.items):
             return
         compares.append(unchanged(member))
         operations.append(Delete(key))

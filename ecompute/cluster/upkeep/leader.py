@@ -190,7 +190,10 @@ class Leader:
             self._marked.clear()
 
     def _seen(self, change: Change[Seen]) -> None:
-        if change.is_relist or change.after is None or not change.after.value.is_gone:
+        if change.is_relist or change.after is None:
+            return
+        after = change.after.value
+        if not after.is_gone and (change.before is None or _reached(change.before.value) == _reached(after)):
             return
         with self._lock:
             self._marked.add((keys.parts(change.key)[1], keys.last(change.key)))
@@ -228,7 +231,7 @@ class Leader:
         ending = {
             (item.value.provider, item.value.uuid)
             for item in self._store.list(keys.INSTANCES, Instance).items
-            if item.value.state is not State.INITIAL
+            if item.value.state is not State.INITIAL or item.value.leaving
         }
         gone = {
             (keys.parts(item.key)[1], item.value.uuid)
@@ -241,3 +244,8 @@ class Leader:
             if item.value.role is Role.ABSENT
         }
         return ending | gone | ordered
+
+
+def _reached(seen: Seen) -> tuple[int, int, bool]:
+    """Return what of a report of a guest that is there may let go of an interface."""
+    return seen.epoch, seen.generation, seen.error is None

@@ -3,8 +3,21 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec import structs
 
-from ecompute.cluster.documents import Assignment, Instance, Resources, Role, Seen, Spec, State
+from ecompute.cluster.documents import (
+    Assignment,
+    Instance,
+    Interface,
+    Leaving,
+    Resources,
+    Role,
+    Seen,
+    Spec,
+    State,
+)
 from ecompute.cluster.upkeep.decide import (
     GRACE_S,
     Act,
@@ -51,6 +64,37 @@ def seen(state: State, *, is_gone: bool, generation: int = 1, epoch: int = 1, er
 
 DELETING = instance(State.DELETING, generation=2)
 ABSENT = assignment(Role.ABSENT, generation=2)
+
+
+numbers = st.integers(1, 4)
+
+
+@given(
+    st.lists(numbers, max_size=3),
+    st.sampled_from(State),
+    st.sampled_from(State),
+    numbers,
+    numbers,
+    numbers,
+    st.none() | st.just("it does not let go"),
+)
+def test_an_interface_is_let_go_only_when_its_host_has_reached_an_order_without_it(
+    asked: list[int], wanted: State, state: State, generation: int, epoch: int, reached: int, error: str | None
+) -> None:
+    leaving = tuple(
+        Leaving(interface=Interface(uuid=f"{n}", network_uuid="n", vni=1, mac="m", addresses=(), mtu=1), generation=at)
+        for n, at in enumerate(asked)
+    )
+    known = structs.replace(instance(wanted, generation=generation, epoch=epoch), leaving=leaving)
+    plan = finish(
+        known,
+        assignment(Role.RUN, generation=generation, epoch=epoch),
+        seen(state, is_gone=False, generation=reached, epoch=2, error=error),
+    )
+    is_so = wanted is State.INITIAL and state is State.CREATED and error is None and epoch == 2
+    left = tuple(item.interface for item in leaving if is_so and item.generation <= reached)
+    assert plan.interfaces == left
+    assert (plan.act is Act.LET_GO) == bool(left)
 
 
 def test_what_its_host_reports_gone_is_released_and_then_deleted() -> None:

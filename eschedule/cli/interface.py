@@ -1,0 +1,166 @@
+"""``eschedule interface list | show | remove``: the network interfaces of an instance that is there."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ecompute.cluster.terminal import INTERRUPTED, say
+from eschedule.cli.output import format_option, show_one, show_rows
+from eschedule.cli.parameters import instance_argument, timeout_option
+from eschedule.cli.progress import Progress
+from eschedule.cli.settings import Settings
+
+if TYPE_CHECKING:
+    from ecompute.cluster.documents import Instance
+    from eschedule.cloud.interfaces import Interfaces, InterfaceView
+
+WAIT_TIMEOUT_S = 120.0
+FIELDS = (
+    "uuid",
+    "state",
+    "network",
+    "network_uuid",
+    "mac",
+    "addresses",
+    "floating",
+    "routed",
+    "model",
+    "mtu",
+    "physical",
+    "vlan",
+)
+COLUMNS = ("uuid", "state", "network", "mac", "addresses", "floating", "routed")
+
+
+@click.group()
+def interface() -> None:
+    """See and change the network interfaces of an instance that runs.
+
+    An INTERFACE is its uuid, or the beginning of it.
+
+    \b
+    Example:  eschedule interface list web-1
+              eschedule interface remove web-1 5b7d1c38 --wait
+    """
+
+
+@interface.command("list")
+@instance_argument
+@format_option
+@click.pass_obj
+def list_(settings: Settings, instance: str, output: str) -> int:
+    """List the interfaces of an instance, in its own order.
+
+    One is asked for until its host has reported that the guest has it, and leaving until it has
+    reported that the guest is without it.
+
+    \b
+    Example:  eschedule interface list web-1
+              eschedule interface list web-1 -o json
+    """
+    with settings.cloud() as cloud:
+        from eschedule.cloud.interfaces import Interfaces
+        from eschedule.cloud.references import find_within
+
+        found = find_within(cloud.store, instance, settings.namespace)
+        rows = [describe(view) for view in Interfaces(cloud).all(found)]
+    if not rows and output == "table":
+        say(f"{found.value.name} has no interface")
+        return 0
+    show_rows(rows, output, fields=FIELDS, columns=COLUMNS, name="uuid")
+    return 0
+
+
+@interface.command()
+@instance_argument
+@click.argument("interface")
+@format_option
+@click.pass_obj
+def show(settings: Settings, instance: str, interface: str, output: str) -> int:
+    """Show one interface of an instance.
+
+    \b
+    Example:  eschedule interface show web-1 5b7d1c38
+    """
+    with settings.cloud() as cloud:
+        from eschedule.cloud.interfaces import Interfaces
+        from eschedule.cloud.references import find_within
+
+        row = describe(Interfaces(cloud).view(find_within(cloud.store, instance, settings.namespace), interface))
+    show_one(row, output, name="uuid")
+    return 0
+
+
+@interface.command()
+@instance_argument
+@click.argument("interface")
+@click.option("--wait", "is_waiting", is_flag=True, help="Wait until the guest is without it.")
+@timeout_option(WAIT_TIMEOUT_S)
+@format_option
+@click.pass_obj
+def remove(settings: Settings, instance: str, interface: str, is_waiting: bool, timeout_s: float, output: str) -> int:
+    """Take an interface away from an instance, and show what is left.
+
+    Its addresses are free again once its host has reported that the guest is without it.
+
+    \b
+    Example:  eschedule interface remove web-1 5b7d1c38 --wait
+    """
+    with settings.cloud() as cloud, Progress() as progress:
+        from eschedule.cloud.interfaces import Interfaces
+
+        interfaces = Interfaces(cloud)
+        asked = interfaces.remove(instance, settings.namespace, interface)
+        status = wait(interfaces, asked, timeout_s, progress) if is_waiting else 0
+        rows = _rows(interfaces, asked)
+    show_rows(rows, output, fields=FIELDS, columns=COLUMNS, name="uuid")
+    return status
+
+
+def wait(interfaces: Interfaces, asked: Instance, timeout_s: float, progress: Progress) -> int:
+    """Wait until the guest is as ``asked``; say so if its host is away, and return the exit status.
+
+    Raises:
+        CloudError: it failed, or takes too long.
+        SystemExit: interrupted; that it goes on was said.
+    """
+    from eschedule.cloud.instances import HostSilent
+
+    try:
+        interfaces.wait(asked, timeout_s=timeout_s, on_step=lambda doing: progress.step(f"{asked.name}: {doing}"))
+    except HostSilent as error:
+        progress.clear()
+        say(str(error))
+    except KeyboardInterrupt:
+        progress.clear()
+        say(f"its host goes on by itself; see `eschedule interface list {asked.uuid}`")
+        raise SystemExit(INTERRUPTED) from None
+    progress.clear()
+    return 0
+
+
+def _rows(interfaces: Interfaces, asked: Instance) -> list[dict[str, Any]]:
+    """Return the interfaces of an instance as they are now; none, if it is gone."""
+    found = interfaces.now(asked)
+    return [] if found is None else [describe(view) for view in interfaces.all(found)]
+
+
+def describe(view: InterfaceView) -> dict[str, Any]:
+    """Return one interface as all formats show it: `FIELDS`, in order."""
+    interface, port = view.interface, view.port
+    return {
+        "uuid": interface.uuid,
+        "state": str(view.standing),
+        "network": view.network,
+        "network_uuid": interface.network_uuid,
+        "mac": interface.mac,
+        "addresses": [address.split("/")[0] for address in interface.addresses],
+        "floating": None if port is None else port.floating,
+        "routed": [] if port is None else list(port.routed),
+        "model": interface.model,
+        "mtu": interface.mtu,
+        "physical": interface.physical,
+        "vlan": interface.vlan,
+    }
