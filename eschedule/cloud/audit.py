@@ -83,7 +83,6 @@ def audit(
     if is_repairing:
         on_step("repairing")
         auditor.repair(found)
-        for provider in found.hostless:
-            auditor.remove_hostless(provider)
+        auditor.obey(found)
     told = {keys.last(item.key): item.value for item in cloud.store.each(keys.AUDITS, HostAudit)}
     return Audited(findings(found) + of_hosts(told), since)

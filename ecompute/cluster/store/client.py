@@ -180,6 +180,18 @@ class Store:
 
         return self._again_if_compacted(read)
 
+    def revisions(self, prefix: str) -> dict[str, int]:
+        """Return the keys that begin with ``prefix``, and the revision in which each was last written.
+
+        Raises:
+            StoreUnavailable: etcd does not answer.
+        """
+
+        def read() -> dict[str, int]:
+            return {_key(kv): kv.mod_revision for kv in self._pages(prefix, _Pages(None), None, is_keys_only=True)}
+
+        return self._again_if_compacted(read)
+
     def count(self, prefix: str) -> int:
         """Return how many keys begin with ``prefix``; none of them is sent.
 

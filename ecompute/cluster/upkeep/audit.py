@@ -26,7 +26,7 @@ from ecompute.cluster.asking import NOTHING, PRESENCE, ask
 from ecompute.cluster.documents import Operation, UsedUuid
 from ecompute.cluster.errors import CloudError, CompareFailed, Unavailable
 from ecompute.cluster.events import HOST, LEAD, Events
-from ecompute.cluster.store import Compare, Delete, Op, Put, Store, Versioned, absent, unchanged
+from ecompute.cluster.store import Compare, Delete, DeletePrefix, Op, Put, Store, Versioned, absent, unchanged
 from ecompute.cluster.upkeep.decide import GRACE_S, Leaks, Look, Question, keep, leaks, releases
 from ecompute.cluster.upkeep.duties import Charge, Duty, EachAlone, NotLeading
 from ecompute.cluster.upkeep.findings import Finding, findings
@@ -124,6 +124,10 @@ class Audit:
         for key, revision in found.orphans.items():
             reason = "its instance is nowhere any more"
             self._each(f"{key} could not be deleted", self._delete, key, revision, reason)
+        for key, belonging in found.ownerless.items():
+            reason = f"there is no {belonging.owner}"
+            compares = [absent(belonging.owner)]
+            self._each(f"{key} could not be deleted", self._delete, key, belonging.mod_revision, reason, compares)
         hosts = {question.consumer: question.provider for question in found.questions}
         nothing_there = self._without_anything(found.questions)
         released = tuple(
@@ -131,18 +135,33 @@ class Audit:
             for consumer in releases(found, deleted, nothing_there)
             if self._each(f"claim {consumer} could not be released", self._release, consumer, hosts[consumer])
         )
-        self._reclaimer.keep(found.unbacked)
-        for uuid in found.unbacked:
+        wanting = (*found.unbacked, *found.short, *found.beyond)
+        self._reclaimer.keep(wanting)
+        for uuid in wanting:
             self._pause(PAUSE_S)
             outcome = self._each(f"instance {uuid} could not be given its claim again", self._reclaimer.reclaim, uuid)
             if outcome is Outcome.CLAIMED:
                 log.info("instance %s has its claim again", uuid)
         return released
 
+    def obey(self, found: Leaks) -> None:
+        """Do what is done on an operator's word alone, and only for what two looks agree on.
+
+        Raises:
+            Unavailable: etcd or placement does not answer.
+        """
+        for uuid in found.beyond:
+            what = f"instance {uuid} could not be given its claim again"
+            self._each(what, self._reclaimer.reclaim, uuid, is_replacing=True)
+        for provider in found.hostless:
+            self.remove_hostless(provider)
+        for provider in found.abandoned:
+            self._each(f"what {provider} has told could not be deleted", self._forget, provider)
+
     def remove_hostless(self, provider: str) -> bool:
         """Remove a provider, and all below it, that is no host's and holds nothing; return whether that was done.
 
-        Only for what two looks agree on, and on an operator's word: a host that is away may come back as it.
+        A host that is away may come back as it: see `obey`.
 
         Raises:
             Unavailable: etcd or placement does not answer.
@@ -180,6 +199,18 @@ class Audit:
         return self._delete(
             keys.intent(consumer), mod_revision, "its writer has done nothing for a while", compares, operations
         )
+
+    def _forget(self, provider: str) -> None:
+        """Delete what a host told of itself that is no more: its copies, and its audit."""
+        theirs = (keys.node(provider), keys.alive(provider))
+        try:
+            self._store.commit(
+                [*map(absent, theirs), *self._guard()],
+                [DeletePrefix(keys.copies(provider)), Delete(keys.audit(provider))],
+            )
+        except CompareFailed:
+            return  # it is back
+        log.warning("deleted what %s had told: no host has it", provider)
 
     def _release(self, consumer: str, host: str) -> bool:
         self._guard()  # placement cannot compare it: at least it held a moment ago

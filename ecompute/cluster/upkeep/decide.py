@@ -26,7 +26,7 @@ from enum import StrEnum
 from typing import Protocol, TypeVar
 
 from ecompute.cluster.documents import Assignment, Instance, Interface, Role, Seen, State
-from ecompute.cluster.placement.documents import OUR_CONSUMERS
+from ecompute.cluster.placement.documents import OUR_CONSUMERS, Allocations
 
 GRACE_S = 60.0
 """How long an intent or a claim may stand unchanged, on the auditor's own clock."""
@@ -129,6 +129,32 @@ class Owned:
 
 
 @dataclass(frozen=True)
+class Belonging:
+    """A key that goes with another one, and is of no use without it: a name, a client's key."""
+
+    owner: str
+    mod_revision: int
+
+
+class Unlike(StrEnum):
+    """How an allocation differs from what the request wrote down."""
+
+    SHORT = "short"
+    """It lacks something, and has nothing beyond."""
+    BEYOND = "beyond"
+    """It has something that was not claimed, whatever it lacks."""
+
+
+def unlike(claim: Allocations, held: Allocations) -> Unlike | None:
+    """Return how ``held`` differs from ``claim``, or that it does not."""
+    wanted = {(provider, name): amount for provider, row in claim.items() for name, amount in row.items()}
+    found = {(provider, name): amount for provider, row in held.items() for name, amount in row.items()}
+    if wanted == found:
+        return None
+    return Unlike.SHORT if all(amount <= wanted.get(row, 0) for row, amount in found.items()) else Unlike.BEYOND
+
+
+@dataclass(frozen=True)
 class HostLook:
     """What etcd says of one host that matters to the audit."""
 
@@ -171,6 +197,12 @@ class Look:
     """(provider, uuid) of assignments without an instance."""
     overfull: frozenset[tuple[str, str]] = frozenset()
     """(provider, class) of open hosts of which more is claimed than there is."""
+    unlike: Mapping[str, Unlike] = field(default_factory=dict)
+    """Of ``holders`` that hold something else than was claimed for them."""
+    ownerless: Mapping[str, Belonging] = field(default_factory=dict)
+    """By key: what it goes with is not there."""
+    abandoned: frozenset[str] = frozenset()
+    """Providers of no host that etcd knows, which have told something of themselves."""
 
 
 @dataclass(frozen=True)
@@ -204,6 +236,14 @@ class Leaks:
     missing key destroys no guest."""
     overfull: tuple[tuple[str, str], ...] = ()
     """(provider, class): more is claimed than there is, to be reported."""
+    short: tuple[str, ...] = ()
+    """Instances that hold less than was claimed for them: the rest is to be claimed."""
+    beyond: tuple[str, ...] = ()
+    """Instances that hold what was not claimed for them, to be reported: another version may be moving them."""
+    ownerless: Mapping[str, Belonging] = field(default_factory=dict)
+    """Keys to be deleted, comparing the mod revision, and that the owner is not there."""
+    abandoned: tuple[str, ...] = ()
+    """Providers of no host of which something is told, to be reported: the host may be back."""
 
 
 def leaks(before: Look | None, now: Look, grace_s: float = GRACE_S) -> Leaks:
@@ -242,7 +282,15 @@ def leaks(before: Look | None, now: Look, grace_s: float = GRACE_S) -> Leaks:
         unregistered=tuple(sorted(now.unregistered & before.unregistered)),
         unwanted=tuple(sorted(now.unwanted & before.unwanted)),
         overfull=tuple(sorted(now.overfull & before.overfull)),
+        short=_unlike_in_both(before, now, Unlike.SHORT),
+        beyond=_unlike_in_both(before, now, Unlike.BEYOND),
+        ownerless={key: found for key, found in now.ownerless.items() if before.ownerless.get(key) == found},
+        abandoned=tuple(sorted(now.abandoned & before.abandoned)),
     )
+
+
+def _unlike_in_both(before: Look, now: Look, how: Unlike) -> tuple[str, ...]:
+    return tuple(sorted(uuid for uuid, found in now.unlike.items() if found is how and before.unlike.get(uuid) is how))
 
 
 def releases(asked: Leaks, deleted: frozenset[str], nothing_there: frozenset[Question]) -> tuple[str, ...]:

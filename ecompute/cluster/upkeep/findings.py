@@ -19,10 +19,13 @@ class What(StrEnum):
     INTENT = "intent-without-request"
     ALLOCATION = "allocation-without-instance"
     INSTANCE = "instance-without-allocation"
+    UNLIKE = "allocation-unlike-claim"
     PROVIDER = "provider-without-host"
     HOST = "host-without-provider"
     ASSIGNMENT = "assignment-without-instance"
     KEY = "key-without-instance"
+    OWNERLESS = "key-without-owner"
+    ABANDONED = "reports-without-host"
     OVERFULL = "host-over-capacity"
     FOREIGN = "foreign-allocation"
 
@@ -70,7 +73,17 @@ def findings(leaks: Leaks) -> tuple[Finding, ...]:
         for consumer in leaks.stranded
     ]
     found += [Finding(What.INSTANCE, uuid, (), "claim again what it was given") for uuid in leaks.unbacked]
+    found += [Finding(What.UNLIKE, uuid, (), "claim what it lacks of what it was given") for uuid in leaks.short]
+    found += [
+        Finding(What.UNLIKE, uuid, (), "with `eschedule audit --repair`, let it hold what it was given and no more")
+        for uuid in leaks.beyond
+    ]
     found += [Finding(What.KEY, key, (), "delete it") for key in leaks.orphans]
+    found += [Finding(What.OWNERLESS, key, (), "delete it") for key in leaks.ownerless]
+    found += [
+        Finding(What.ABANDONED, uuid, (uuid,), "delete them with `eschedule audit --repair`, if the host stays away")
+        for uuid in leaks.abandoned
+    ]
     found += [
         Finding(What.PROVIDER, uuid, (uuid,), "remove it with `eschedule audit --repair`, if it is empty")
         for uuid in leaks.hostless

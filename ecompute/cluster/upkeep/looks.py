@@ -15,26 +15,12 @@ from typing import TYPE_CHECKING
 
 from ecompute.cluster import keys
 from ecompute.cluster.closing import DISABLED
-from ecompute.cluster.documents import (
-    AddressLock,
-    Alive,
-    Assignment,
-    Instance,
-    Intent,
-    MacLock,
-    Member,
-    Name,
-    Node,
-    Port,
-    Seen,
-    State,
-    Tagged,
-)
+from ecompute.cluster.documents import Alive, Assignment, Instance, Intent, Node, Seen, State
 from ecompute.cluster.errors import NotFound
-from ecompute.cluster.events import INSTANCE
 from ecompute.cluster.placement.documents import OUR_CONSUMERS
 from ecompute.cluster.store import Store
-from ecompute.cluster.upkeep.decide import Held, HostLook, Look, Owned
+from ecompute.cluster.upkeep import owners
+from ecompute.cluster.upkeep.decide import Held, HostLook, Look, Unlike, unlike
 
 if TYPE_CHECKING:
     from ecompute.cluster.placement import Placement
@@ -76,36 +62,53 @@ def take_full(
     began_s = clock()
     trees = placement.trees(count=store.count(keys.NODES))
     known = {provider.uuid for provider in placement.providers()}
-    holders_of: dict[str, set[str]] = {}
-    for provider in sorted(known):
+    below = {uuid for uuid, summary in trees.items() if not summary.is_host}
+    held: dict[str, dict[str, dict[str, int]]] = {}
+    for provider in sorted(known - below):  # what lies below a host is claimed together with the host
         summary = trees.get(provider)
-        # What lies below a host is claimed together with the host.
-        if summary is not None and (not summary.is_host or not any(use.used for use in summary.resources.values())):
+        if summary is not None and not any(use.used for use in summary.resources.values()):
             continue
         pace()
         try:
-            for consumer in placement.provider_allocations(provider):
-                holders_of.setdefault(consumer, set()).add(provider)
+            for consumer, amounts in placement.provider_allocations(provider).items():
+                held.setdefault(consumer, {})[provider] = amounts
         except NotFound:
             continue  # removed meanwhile
     intents = _intents(store)
-    instances = {item.value.uuid: item.value.state for item in store.each(keys.INSTANCES, Instance)}
+    instances: dict[str, State] = {}
+    unlike_: dict[str, Unlike] = {}
+    for item in store.each(keys.INSTANCES, Instance):
+        uuid, claim = item.value.uuid, item.value.claim
+        instances[uuid] = item.value.state
+        if claim and uuid in held and item.value.state is State.INITIAL:
+            how = unlike({provider: row for provider, row in claim.items() if provider not in below}, held[uuid])
+            if how is not None:
+                unlike_[uuid] = how
+    holders_of = {consumer: frozenset(rows) for consumer, rows in held.items()}
+    del held
     allocations = _allocations_of(placement, sorted(holders_of.keys() - instances.keys()), pace)
     allocations |= {
-        consumer: Held(frozenset(providers), OUR_CONSUMERS)  # whose instance we know, it is one of ours
+        consumer: Held(providers, OUR_CONSUMERS)  # whose instance we know, it is one of ours
         for consumer, providers in holders_of.items()
         if consumer in instances
     }
     nodes = frozenset(keys.last(key) for key in store.keys(keys.NODES)[0])
-    owned, hosts_of = _owned(store)
+    owned, hosts_of = owners.owned(store)
     nowhere = {o.instance_uuid for o in owned.values()} - instances.keys() - intents.keys()
     consumers_of = _consumers_of(allocations, allocations.keys() - instances.keys())
     for uuid in nowhere & hosts_of.keys():
         if keys.is_uuid(uuid) and keys.is_uuid(hosts_of[uuid]):
             consumers_of.setdefault(hosts_of[uuid], set()).add(uuid)
     hosts = _hosts(store, consumers_of)
-    # A host that cannot answer may still run what its keys are about: those are not looked at.
-    mute = {uuid for uuid in nowhere if not hosts.get(hosts_of.get(uuid, ""), HostLook()).can_answer}
+    assigned = [parts for parts in map(keys.parts, store.keys(keys.HOSTS)[0]) if len(parts) == 3]
+    told = {keys.last(key) for key in store.keys(keys.SEEN)[0]} | {uuid for _, _, uuid in assigned}
+    # A host that cannot answer may still run what its keys are about: those are not looked at. Of what
+    # names no host, it is enough that none has it or tells of it: who runs it has told so.
+    mute = {
+        uuid
+        for uuid in nowhere
+        if (not hosts.get(hosts_of[uuid], HostLook()).can_answer if uuid in hosts_of else uuid in told)
+    }
     return Look(
         began_s=began_s,
         ended_s=clock(),
@@ -117,11 +120,7 @@ def take_full(
         owned={key: owner for key, owner in owned.items() if owner.instance_uuid not in mute},
         hostless=frozenset(uuid for uuid, summary in trees.items() if summary.is_host) - nodes,
         unregistered=nodes - known,
-        unwanted=frozenset(
-            (provider, uuid)
-            for _, provider, uuid in (p for p in map(keys.parts, store.keys(keys.HOSTS)[0]) if len(p) == 3)
-            if uuid not in instances
-        ),
+        unwanted=frozenset((provider, uuid) for _, provider, uuid in assigned if uuid not in instances),
         overfull=frozenset(
             (provider, name)
             for provider, summary in trees.items()
@@ -129,6 +128,9 @@ def take_full(
             for name, use in summary.resources.items()
             if use.used > use.capacity
         ),
+        unlike=unlike_,
+        ownerless=owners.ownerless(store),
+        abandoned=owners.abandoned(store, nodes),
     )
 
 
@@ -160,33 +162,6 @@ def _consumers_of(allocations: dict[str, Held], consumers: set[str]) -> dict[str
             for provider in allocations[consumer].providers:
                 found.setdefault(provider, set()).add(consumer)
     return found
-
-
-def _owned(store: Store) -> tuple[dict[str, Owned], dict[str, str]]:
-    """Return the keys that go with instances, and {instance: provider} as the ports say."""
-    owned: dict[str, Owned] = {}
-    hosts_of: dict[str, str] = {}
-    parts = [keys.parts(key) for key in store.keys(keys.NETWORKS)[0]]
-    networks = {network for _, network, *_ in (p for p in parts if len(p) > 1) if keys.is_uuid(network)}
-    for network in sorted(networks):
-        for port in store.list(keys.ports(network), Port).items:
-            owned[port.key] = Owned(port.value.instance_uuid, port.mod_revision)
-            hosts_of[port.value.instance_uuid] = port.value.provider
-        for lock in store.list(keys.addresses(network), AddressLock).items:
-            owned[lock.key] = Owned(lock.value.instance_uuid, lock.mod_revision)
-        for mac in store.list(keys.macs(network), MacLock).items:
-            owned[mac.key] = Owned(mac.value.instance_uuid, mac.mod_revision)
-    for name in store.each(keys.NAMES, Name):
-        if keys.parts(name.key)[2:3] == [INSTANCE]:
-            owned[name.key] = Owned(name.value.uuid, name.mod_revision)
-    for tagged in store.each(keys.TAGS, Tagged):
-        owned[tagged.key] = Owned(tagged.value.instance_uuid, tagged.mod_revision)
-        hosts_of.setdefault(tagged.value.instance_uuid, tagged.value.provider)
-    # Groups themselves lie there too, and cannot be read as members.
-    for member in store.each(keys.GROUPS, Member):
-        owned[member.key] = Owned(member.value.instance_uuid, member.mod_revision)
-        hosts_of.setdefault(member.value.instance_uuid, member.value.provider)
-    return owned, hosts_of
 
 
 def _hosts(store: Store, consumers_of: dict[str, set[str]]) -> dict[str, HostLook]:

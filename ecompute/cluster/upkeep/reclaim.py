@@ -1,4 +1,4 @@
-"""Gives an instance back the claim that placement has lost: all that `Instance.claim` says, or nothing.
+"""Gives an instance back what placement has lost of its claim: it holds all that `Instance.claim` says, or as before.
 
 Placement may be emptied or set back while guests run. Their hosts register again and say how many of
 their guests have no claim (`Node.unclaimed`), and the audit finds the others. The room is the guest's,
@@ -8,6 +8,9 @@ who uses it already; what is claimed again is what the request wrote down, with 
 No intent is written: what a death leaves is a claim of an instance, which is right, or, where that was
 destroyed in the same moment, one of nobody, which the audit finds and asks its host about. A release
 never follows a claim here: etcd alone is no reason for one.
+
+What an instance holds beyond its claim is left to it, and told: another version may be moving it. On an
+operator's word it is replaced by the claim.
 
 An instance that is being destroyed, or that failed, is left alone; one that turns so between the look
 and the claim has its claim released by its finish, or by the audit.
@@ -28,10 +31,11 @@ from ecompute.cluster.documents import Assignment, Instance, Node, Policy, Quota
 from ecompute.cluster.errors import CloudError, CompareFailed, InvalidInput, NotFound, Refused, Unavailable
 from ecompute.cluster.events import INSTANCE, Events
 from ecompute.cluster.store import Compare, Store, Versioned, unchanged
+from ecompute.cluster.upkeep.decide import Unlike, unlike
 from ecompute.cluster.upkeep.duties import Charge, Duty, EachAlone
 
 if TYPE_CHECKING:
-    from ecompute.cluster.placement import Inventory, Placement
+    from ecompute.cluster.placement import ConsumerAllocations, Inventory, Placement
 
 PERIOD_S = 30.0
 PAUSE_S = 0.25
@@ -46,9 +50,11 @@ class Outcome(StrEnum):
     NOT_WANTED = "not wanted"
     """There is no such instance, or it is to hold nothing."""
     HELD = "held"
-    """Placement knows its claim."""
+    """Placement knows its claim, and nothing else of it."""
     UNKNOWN = "unknown"
     """Its document does not say what was claimed."""
+    BEYOND = "beyond"
+    """It holds what was not claimed for it: an operator's matter."""
     CLAIMED = "claimed"
     REFUSED = "refused"
     """There is no room for it any more: an operator's matter. Its guest is left alone."""
@@ -69,8 +75,11 @@ class Reclaimer:
         self._told: set[str] = set()
         """Of which it was said already that there is no room."""
 
-    def reclaim(self, uuid: str) -> Outcome:
-        """Claim again what instance ``uuid`` is to hold, if it holds nothing.
+    def reclaim(self, uuid: str, *, is_replacing: bool = False) -> Outcome:
+        """Claim again what instance ``uuid`` is to hold, if it holds nothing or less.
+
+        Args:
+            is_replacing: also take from it what it holds beyond.
 
         Raises:
             Unavailable: etcd or placement does not answer; call again.
@@ -78,21 +87,35 @@ class Reclaimer:
         instance = self._store.get(keys.instance(uuid), Instance)
         if instance is None or instance.value.state is not State.INITIAL:
             return Outcome.NOT_WANTED
-        if self._placement.allocations(uuid):
+        held = self._placement.allocations(uuid)
+        claim = instance.value.claim
+        how = unlike(claim, held.allocations) if claim and held else None
+        if held and how is None:
             self._told.discard(uuid)
             return Outcome.HELD
-        if not instance.value.claim:
+        if not claim:
             self._tell(instance, "claim.lost", "placement has lost its claim, and what was claimed is not written down")
             return Outcome.UNKNOWN
+        if how is Unlike.BEYOND and not is_replacing:
+            self._tell(
+                instance,
+                "claim.unlike",
+                "it holds what was not claimed for it; once it is known why: eschedule audit --repair",
+            )
+            return Outcome.BEYOND
+        lost = "a part of its claim" if held else "its claim"
         try:
-            self._claim(instance.value)
+            self._claim(instance.value, held)
         except Unavailable:
             raise
         except CloudError as error:
-            self._tell(instance, "claim.lost", f"placement has lost its claim, and refuses it now: {error}")
+            self._tell(instance, "claim.lost", f"placement has lost {lost}, and refuses it now: {error}")
             return Outcome.REFUSED
         self._told.discard(uuid)
-        self._tell(instance, "claim.restored", "placement had lost its claim; it was claimed again")
+        text = f"placement had lost {lost}; it was claimed again"
+        if how is Unlike.BEYOND:
+            text = "it held what was not claimed for it; it holds its claim again"
+        self._tell(instance, "claim.restored", text)
         self._told.discard(uuid)
         return Outcome.CLAIMED
 
@@ -100,11 +123,14 @@ class Reclaimer:
         """Forget what was said of all others: they hold something again, or are no more."""
         self._told.intersection_update(uuids)
 
-    def _claim(self, instance: Instance) -> None:
+    def _claim(self, instance: Instance, held: ConsumerAllocations) -> None:
         for provider, amounts in instance.claim.items():
             if provider != instance.provider:
                 self._make_beside(instance, provider, set(amounts))
         self._guard()  # placement cannot compare it: at least it held a moment ago
+        if held:
+            self._placement.replace(instance.uuid, instance.claim, held)
+            return
         self._placement.claim(
             instance.uuid,
             instance.claim,

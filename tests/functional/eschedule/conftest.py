@@ -35,6 +35,7 @@ from ecompute.cluster.events import HOST, LEAD
 from ecompute.cluster.placement import Inventory, Placement
 from ecompute.cluster.placement.documents import PRESENCE
 from ecompute.cluster.store import Delete, Put, Store
+from ecompute.cluster.upkeep.audit import Audit
 from ecompute.dev.etcd import EtcdProcess
 from ecompute.dev.placement import PlacementProcess
 from ecompute.operations import Operations
@@ -287,3 +288,8 @@ class Clock:
 @pytest.fixture
 def clock() -> Clock:
     return Clock()
+
+
+@pytest.fixture
+def audit(store: Store, cloud: Cloud, clock: Clock) -> Audit:
+    return Audit(store, cloud.placement, list, clock)

@@ -44,11 +44,6 @@ from eschedule.cloud.quotas import Quotas
 from eschedule.scheduler.launch import Launcher
 
 
-@pytest.fixture
-def audit(store: Store, cloud: Cloud, clock: Any) -> Audit:
-    return Audit(store, cloud.placement, list, clock)
-
-
 def twice(audit: Audit, clock: Any) -> Any:
     """Return what two looks, a grace period apart, agree on."""
     audit.look(is_full=True)

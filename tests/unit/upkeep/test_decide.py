@@ -21,15 +21,18 @@ from ecompute.cluster.documents import (
 from ecompute.cluster.upkeep.decide import (
     GRACE_S,
     Act,
+    Belonging,
     Held,
     HostLook,
     Look,
     Owned,
     Question,
+    Unlike,
     finish,
     keep,
     leaks,
     releases,
+    unlike,
 )
 
 SPEC = Spec(resources=Resources(vcpus=1, memory_mb=64, disk_gb=1), image="http://image/")
@@ -242,3 +245,37 @@ def test_what_is_only_told_is_told_when_two_looks_agree(what: str) -> None:
     now = look(LATER, **{what: frozenset({thing})})
     assert getattr(leaks(seen_, now), what) == (thing,)
     assert getattr(leaks(unseen, now), what) == ()
+
+
+_rows = st.dictionaries(
+    st.sampled_from(["p", "q"]), st.dictionaries(st.sampled_from(["VCPU", "DISK_GB"]), st.integers(1, 3), min_size=1)
+)
+
+
+@given(_rows, _rows)
+def test_an_allocation_is_short_of_its_claim_just_when_it_could_have_all_of_it_besides(
+    claim: dict[str, dict[str, int]], held: dict[str, dict[str, int]]
+) -> None:
+    def amount(rows: dict[str, dict[str, int]], provider: str, name: str) -> int:
+        return rows.get(provider, {}).get(name, 0)
+
+    more = [
+        amount(claim, provider, name) - amount(held, provider, name)
+        for provider in ("p", "q")
+        for name in ("VCPU", "DISK_GB")
+    ]
+    wanted = None if not any(more) else Unlike.SHORT if min(more) >= 0 else Unlike.BEYOND
+    assert unlike(claim, held) is wanted
+
+
+def test_how_an_allocation_differs_has_to_be_the_same_in_both_looks() -> None:
+    first = Look(0.0, 0.0, unlike={"u": Unlike.SHORT, "v": Unlike.SHORT, "w": Unlike.BEYOND})
+    second = Look(GRACE_S, GRACE_S, unlike={"u": Unlike.SHORT, "v": Unlike.BEYOND, "w": Unlike.BEYOND})
+    found = leaks(first, second)
+    assert (found.short, found.beyond) == (("u",), ("w",))
+
+
+def test_a_key_whose_owner_is_missing_is_left_over_when_nobody_wrote_it_between_two_looks() -> None:
+    first = Look(0.0, 0.0, ownerless={"/a": Belonging("/o", 1), "/b": Belonging("/o", 2)})
+    second = Look(GRACE_S, GRACE_S, ownerless={"/a": Belonging("/o", 1), "/b": Belonging("/o", 3)})
+    assert leaks(first, second).ownerless == {"/a": Belonging("/o", 1)}

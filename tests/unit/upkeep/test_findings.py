@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 
 from ecompute.cluster.documents import HostAudit, HostFinding
-from ecompute.cluster.upkeep.decide import Leaks, Question
+from ecompute.cluster.upkeep.decide import Belonging, Leaks, Question
 from ecompute.cluster.upkeep.findings import FURTHER, What, findings, of_hosts
 
 EVERYTHING = Leaks(
@@ -19,6 +19,10 @@ EVERYTHING = Leaks(
     unregistered=("p4",),
     unwanted=(("p5", "u3"),),
     overfull=(("p6", "VCPU"),),
+    short=("u4",),
+    beyond=("u5",),
+    ownerless={"/names/system/network/n/u6": Belonging("/networks/u6", 9)},
+    abandoned=("p7",),
 )
 
 
@@ -27,7 +31,8 @@ def test_everything_that_two_looks_agree_on_is_a_finding() -> None:
     found = findings(EVERYTHING)
     assert {finding.what for finding in found} == set(What)
     assert {finding.subject for finding in found} == {
-        "c1", "c2", "c3", "c4", "/tags/system/web/u1", "u2", "p3", "p4", "u3", "p6 VCPU",
+        "c1", "c2", "c3", "c4", "/tags/system/web/u1", "u2", "p3", "p4", "u3", "p6 VCPU", "u4", "u5",
+        "/names/system/network/n/u6", "p7",
     }  # fmt: skip
     assert next(finding for finding in found if finding.subject == "c2").where == ("p1", "p2")
     assert findings(Leaks()) == ()
