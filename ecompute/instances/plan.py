@@ -96,7 +96,7 @@ def plan(
     if known is not None and assignment.epoch < known.epoch:
         return Plan((), f"the assignment is of epoch {assignment.epoch}, this host is at {known.epoch}; left alone")
     if assignment.role is Role.ABSENT:
-        return _remove(assignment, found, record, reported)
+        return _remove(assignment, found, record, known, reported)
     if known is not None and assignment.epoch > known.epoch:
         return Plan((), f"a move to epoch {assignment.epoch} is not planned by this version; left alone")
     if known is None or known.phase in (Phase.BUILDING, Phase.UNDOING):
@@ -142,6 +142,9 @@ def after_failure(planned: Plan, found: Found, record: Record | None, error: str
         error: one line; it ends in the report.
     """
     if Step.REPORT_CREATING not in planned.steps:
+        is_removed = record is not None and record.phase is Phase.REMOVED
+        if is_removed and not any(step.is_report for step in planned.steps):
+            return Plan((), "it was reported gone; what is left of it is taken away later", error)
         is_started = record is not None and record.phase is not Phase.STARTING
         return Plan((Step.REPORT if is_started else Step.REPORT_LOST,), "a step failed; it is tried again later", error)
     if found.domain not in (None, Power.OFF):
@@ -274,9 +277,16 @@ def _refuse(assignment: Assignment, found: Found, known: Record, reported: Seen 
     return Plan(tuple(steps), error, error)
 
 
-def _remove(assignment: Assignment, found: Found, record: Record | None, reported: Seen | None) -> Plan:
-    if found.is_nothing:
-        steps = [] if record is not None and record.phase is Phase.REMOVED else [Step.REMEMBER_REMOVED]
+def _remove(
+    assignment: Assignment, found: Found, record: Record | None, known: Record | None, reported: Seen | None
+) -> Plan:
+    is_removed = known is not None and known.phase is Phase.REMOVED
+    if found.is_nothing or (is_removed and not found.has_guest):
+        # What is left may be another guest's doing, of which nobody has taken note yet: its network. It is taken
+        # away where it is not, and what was said stands: gone is final.
+        steps = list(_removal(found))
+        if record is None or record.phase is not Phase.REMOVED:
+            steps.append(Step.REMEMBER_REMOVED)
         is_said = (
             reported is not None
             and reported.is_gone

@@ -133,13 +133,21 @@ class Memberships:
         """
         uuid = interface.network_uuid
         with self._serial(uuid):
+            with self._lock:
+                is_user = instance_uuid in self._users.get(uuid, ())
             if not self._unuse(interface, instance_uuid):
                 return
             with self._lock:
                 is_anothers = interface.vni in self._vnis.values()
             if not is_anothers:
-                self._reconciler.remove(interface.vni)
-                self._remembered(interface.vni).unlink(missing_ok=True)
+                if is_user:
+                    self._reconciler.remove(interface.vni)
+                else:
+                    self._reconciler.remove_if_empty(interface.vni)
+                if (
+                    interface.vni not in self._reconciler.present()
+                ):  # else guests that are not taken note of yet have it
+                    self._remembered(interface.vni).unlink(missing_ok=True)
 
     def sweep(self, assigned: set[int]) -> None:
         """Take down what is left of networks that no guest here uses (a daemon died while leaving).

@@ -370,6 +370,21 @@ def test_gone_is_said_last_and_with_everything_taken_away(
             assert not found.has_disk or Step.REMOVE_DISK in steps
 
 
+@given(
+    st.builds(Found, has_config_drive=st.booleans(), has_network=st.booleans()),
+    st.none() | st.just(record(Phase.REMOVED)),
+    st.sampled_from([State.DELETED, State.ERROR]),
+)
+def test_what_was_said_to_be_gone_stays_so(found: Found, known: Record | None, state: State) -> None:
+    """Its network may be there again, for another guest that a daemon just started has not seen yet."""
+    said = seen(state, is_gone=True, generation=2)
+    planned = decide(assignment(Role.ABSENT, generation=2), found, known, reported=said)
+    assert not any(step.is_report for step in planned.steps)
+    assert after_failure(planned, found, record(Phase.REMOVED), "it has ports").steps == ()
+    again = decide(assignment(Role.ABSENT, generation=3), found, known, reported=said)
+    assert [step for step in again.steps if step.is_report] == [Step.REPORT_DELETED]
+
+
 @given(st.none() | st.just(assignment()), FOUND, RECORDS, st.booleans())
 def test_a_host_says_it_has_nothing_only_where_it_has_nothing(
     wanted: Assignment | None, found: Found, known: Record | None, hold: bool
