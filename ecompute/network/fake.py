@@ -9,6 +9,7 @@ Any thread may call this.
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -22,6 +23,8 @@ from ecompute.network.present import Device, Kind
 from ecompute.network.terms import FoundBridge, FoundNetwork, FoundPort, FoundVxlan
 
 APPLIED_KEPT = 10_000
+
+_indices = itertools.count(1)
 
 
 class FakeLinks:
@@ -44,7 +47,12 @@ class FakeLinks:
     def found(self, vni: int, taps: Collection[str] = ()) -> FoundNetwork:
         with self._lock:
             loose = frozenset(FoundPort(name, self.taps[name]) for name in taps if name in self.taps)
-            return replace(self.networks.get(vni, FoundNetwork(vni=vni)), loose=loose)
+            return replace(self._of(vni), loose=loose)
+
+    def glance(self, vni: int) -> FoundNetwork:
+        with self._lock:
+            found = self._of(vni)
+            return FoundNetwork(vni, bridge=found.bridge, vxlan=found.vxlan)
 
     def apply(self, change: terms.LinkChange) -> None:
         with self._lock:
@@ -52,13 +60,13 @@ class FakeLinks:
                 case terms.SetMtu() | terms.Harden() | terms.SetUp():
                     self._apply_to_device(change)
                 case terms.AttachTap(vni, device):
-                    found = self.found(vni)
+                    found = self._of(vni)
                     _require(change, found.bridge is not None, "No such device")
                     if device in self.taps:
                         port = FoundPort(device, self.taps.pop(device))
                         self.networks[vni] = replace(found, ports=found.ports | {port})
                 case _:
-                    found = self.found(change.vni)
+                    found = self._of(change.vni)
                     if isinstance(change, terms.DeleteBridge):
                         self.taps |= {port.name: port.is_hardened for port in found.ports}
                     self.networks[change.vni] = _applied(change, found)
@@ -78,6 +86,9 @@ class FakeLinks:
         if isinstance(change, terms.Harden) and change.device.startswith(names.TAP_PREFIX):
             return  # a tap goes with its guest, at any time
         raise NetworkError(f"applying {change}: there is no device {change.device}")
+
+    def _of(self, vni: int) -> FoundNetwork:
+        return self.networks.get(vni, FoundNetwork(vni=vni))
 
     def plug(self, tap: str, bridge: str) -> None:
         """As the hypervisor does when a guest starts: a tap appears on a bridge."""
@@ -178,9 +189,10 @@ def _applied(change: terms.LinkChange, found: FoundNetwork) -> FoundNetwork:
             return replace(found, bridge=None, vxlan=vxlan, ports=frozenset())
         case terms.AddVxlan(vni, local, mtu):
             _require(change, found.vxlan is None, "File exists")
-            return replace(found, vxlan=FoundVxlan("vxlan", vni, local, names.VXLAN_PORT, mtu=mtu))
+            vxlan = FoundVxlan("vxlan", vni, local, names.VXLAN_PORT, is_proxy=True, mtu=mtu, index=next(_indices))
+            return replace(found, vxlan=vxlan)
         case terms.DeleteVxlan():
-            return replace(found, vxlan=None, entries=frozenset(), foreign_entries=frozenset())
+            return FoundNetwork(found.vni, bridge=found.bridge, ports=found.ports, is_guarded=found.is_guarded)
         case terms.AttachVxlan():
             _bridge(change, found)
             return replace(found, vxlan=replace(_vxlan(change, found), is_attached=True))
@@ -196,6 +208,13 @@ def _applied(change: terms.LinkChange, found: FoundNetwork) -> FoundNetwork:
         case terms.DropEntry(_, mac, underlay):
             _vxlan(change, found)
             return replace(found, entries=found.entries - {(mac, underlay)})
+        case terms.PutNeighbour(_, address, mac):
+            _vxlan(change, found)
+            others = frozenset(one for one in found.neighbours if one[0] != address)
+            return replace(found, neighbours=others | {(address, mac)})
+        case terms.DropNeighbour(_, address):
+            _vxlan(change, found)
+            return replace(found, neighbours=frozenset(one for one in found.neighbours if one[0] != address))
     raise AssertionError(change)
 
 
@@ -208,7 +227,10 @@ def _applied_to_device(change: terms.SetMtu | terms.Harden | terms.SetUp, found:
     if change.device == names.bridge_name(found.vni) and found.bridge is not None:
         return replace(found, bridge=replace(found.bridge, **values))  # type: ignore[arg-type]
     if change.device == names.vxlan_name(found.vni) and found.vxlan is not None:
-        return replace(found, vxlan=replace(found.vxlan, **values))  # type: ignore[arg-type]
+        changed = replace(found, vxlan=replace(found.vxlan, **values))  # type: ignore[arg-type]
+        if isinstance(change, terms.Harden):  # IPv6 is switched off on the way, and with it go its neighbours
+            return replace(changed, neighbours=frozenset(one for one in found.neighbours if ":" not in one[0]))
+        return changed
     if isinstance(change, terms.Harden) and change.device in {port.name for port in found.ports}:
         others = {port for port in found.ports if port.name != change.device}
         return replace(found, ports=frozenset(others | {FoundPort(change.device, True)}))

@@ -31,7 +31,7 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from ecompute.cluster.errors import NetworkError
-from ecompute.network import names, terms
+from ecompute.network import entries, names, terms
 from ecompute.network.names import bridge_name, vxlan_name
 from ecompute.network.present import Device, Kind
 from ecompute.network.terms import FoundBridge, FoundNetwork, FoundPort, FoundVxlan
@@ -43,10 +43,13 @@ AGEING_S = 300
 
 _AF_BRIDGE = 7
 _NTF_SELF = 0x02
-_NUD_PERMANENT_NOARP = 0x80 | 0x40
+_NUD_PERMANENT = 0x80
+_NUD_PERMANENT_NOARP = _NUD_PERMANENT | 0x40
 _IFF_UP = 0x1
 _MAIN_TABLE = 254
 _SKIP_STATS = 8
+_WITHOUT_ADDRESS = {"addr_gen_mode": 1, "accept_ra": 0, "forwarding": 0}
+"""IPv6 that gives itself no address, takes none, and joins no group of routers."""
 _BRIDGE_OPTIONS = {
     "br_stp_state": 0,
     "br_forward_delay": 0,
@@ -79,6 +82,9 @@ class Links(Protocol):
 
         `is_guarded` is not known here.
         """
+
+    def glance(self, vni: int) -> FoundNetwork:
+        """Return the network's bridge and VXLAN device only: that costs the same for any number of guests."""
 
     def apply(self, change: terms.LinkChange) -> None:
         """Make one change.
@@ -142,20 +148,25 @@ class NetlinkLinks:
         with self.session():
             yield self._session.netlink
 
-    def found(self, vni: int, taps: Collection[str] = ()) -> FoundNetwork:
+    def glance(self, vni: int) -> FoundNetwork:
         with _trying(f"reading network {vni}"), self._netlink() as netlink:
             bridge = _device(netlink, bridge_name(vni))
             vxlan = _device(netlink, vxlan_name(vni))
-            found = FoundNetwork(vni=vni)
-            if bridge is not None:
-                found = replace(found, bridge=_read_bridge(bridge))
-                if found.bridge is not None and found.bridge.kind == "bridge":
-                    found = replace(found, ports=_read_ports(netlink, bridge["index"], vxlan_name(vni)))
-            if vxlan is not None:
-                found = replace(found, vxlan=_read_vxlan(vxlan, bridge["index"] if bridge is not None else None))
-                if found.vxlan is not None and found.vxlan.kind == "vxlan":
-                    entries, foreign = _read_entries(netlink, vxlan["index"])
-                    found = replace(found, entries=entries, foreign_entries=foreign)
+            return FoundNetwork(
+                vni,
+                bridge=None if bridge is None else _read_bridge(bridge),
+                vxlan=None if vxlan is None else _read_vxlan(vxlan, bridge["index"] if bridge is not None else None),
+            )
+
+    def found(self, vni: int, taps: Collection[str] = ()) -> FoundNetwork:
+        with _trying(f"reading network {vni}"), self._netlink() as netlink:
+            found = self.glance(vni)
+            if found.bridge is not None and found.bridge.kind == "bridge":
+                index = _index(bridge_name(vni))
+                found = replace(found, ports=_read_ports(netlink, index, vxlan_name(vni)))
+            if found.vxlan is not None and found.vxlan.kind == "vxlan":
+                on_it = entries.read(found.vxlan.index)
+                found = replace(found, entries=on_it.ours, foreign_entries=on_it.foreign, neighbours=on_it.neighbours)
             attached = {port.name for port in found.ports}
             loose = ((name, _device(netlink, name)) for name in taps if name not in attached)
             return replace(
@@ -187,6 +198,7 @@ class NetlinkLinks:
                         vxlan_local=local,
                         vxlan_port=names.VXLAN_PORT,
                         vxlan_learning=0,
+                        vxlan_proxy=1,
                         mtu=mtu,
                     )
                 case terms.AttachVxlan(vni):
@@ -214,6 +226,12 @@ class NetlinkLinks:
                 case terms.DropEntry(vni, mac, underlay):
                     with _gone_is_fine():
                         netlink.fdb("del", **_entry(vni, mac, underlay))
+                case terms.PutNeighbour(vni, address, mac):
+                    index = _index(vxlan_name(vni))
+                    netlink.neigh("replace", ifindex=index, dst=address, lladdr=mac, state=_NUD_PERMANENT)
+                case terms.DropNeighbour(vni, address):
+                    with _gone_is_fine():
+                        netlink.neigh("del", ifindex=_index(vxlan_name(vni)), dst=address)
 
     def ours(self) -> frozenset[int]:
         with _trying("reading the devices of this host"), self._netlink() as netlink:
@@ -339,11 +357,16 @@ def _entry(vni: int, mac: str, underlay: str) -> dict[str, Any]:
 
 def _harden(device: str) -> None:
     """Write the settings of the network namespace of this thread (`/proc/sys/net` is its own)."""
-    for family, setting, value in (("ipv6", "disable_ipv6", 1), ("ipv4", "arp_ignore", ARP_IGNORE_ALL)):
-        directory = Path("/proc/sys/net", family, "conf")
-        if family == "ipv6" and not directory.exists():
-            continue  # a kernel without IPv6 has nothing to disable
-        (directory / device / setting).write_text(f"{value}\n", encoding="ascii")
+    Path("/proc/sys/net/ipv4/conf", device, "arp_ignore").write_text(f"{ARP_IGNORE_ALL}\n", encoding="ascii")
+    six = Path("/proc/sys/net/ipv6/conf", device)
+    if not six.parent.exists():
+        return  # a kernel without IPv6 has nothing to disable
+    (six / "disable_ipv6").write_text("1\n", encoding="ascii")
+    if device.startswith(names.VXLAN_PREFIX):
+        # Its neighbour entries need IPv6. Having been off, it has lost every address.
+        for setting, value in _WITHOUT_ADDRESS.items():
+            (six / setting).write_text(f"{value}\n", encoding="ascii")
+        (six / "disable_ipv6").write_text("0\n", encoding="ascii")
 
 
 # --- reading what the kernel says ----------------------------------------------------------------
@@ -364,8 +387,14 @@ def _is_up(link: Any) -> bool:
 
 def _is_hardened(link: Any) -> bool:
     ipv4 = link.get_nested("IFLA_AF_SPEC", "AF_INET") or {}
+    if ipv4.get("arp_ignore") != ARP_IGNORE_ALL:
+        return False
     ipv6 = link.get_nested("IFLA_AF_SPEC", "AF_INET6", "IFLA_INET6_CONF")
-    return ipv4.get("arp_ignore") == ARP_IGNORE_ALL and (ipv6 is None or ipv6["disable_ipv6"] == 1)
+    if ipv6 is None or not link.get_attr("IFLA_IFNAME").startswith(names.VXLAN_PREFIX):
+        return ipv6 is None or ipv6["disable_ipv6"] == 1
+    mode = link.get_nested("IFLA_AF_SPEC", "AF_INET6", "IFLA_INET6_ADDR_GEN_MODE")
+    found = {"addr_gen_mode": mode, **{name: ipv6[name] for name in ("accept_ra", "forwarding")}}
+    return ipv6["disable_ipv6"] == 0 and found == _WITHOUT_ADDRESS
 
 
 def _is_ours(link: Any | None, name: str, vni: int) -> bool:
@@ -408,10 +437,12 @@ def _read_vxlan(link: Any, bridge_index: int | None) -> FoundVxlan:
         local=_data(link, "IFLA_VXLAN_LOCAL"),
         port=_data(link, "IFLA_VXLAN_PORT"),
         is_learning=bool(_data(link, "IFLA_VXLAN_LEARNING")),
+        is_proxy=bool(_data(link, "IFLA_VXLAN_PROXY")),
         mtu=link.get_attr("IFLA_MTU"),
         is_up=_is_up(link),
         is_hardened=_is_hardened(link),
         is_attached=bridge_index is not None and link.get_attr("IFLA_MASTER") == bridge_index,
+        index=link["index"],
     )
 
 
@@ -420,20 +451,6 @@ def _read_ports(netlink: Any, bridge_index: int, without: str) -> frozenset[Foun
     return frozenset(
         FoundPort(name, _is_hardened(link)) for link in links if (name := link.get_attr("IFLA_IFNAME")) != without
     )
-
-
-def _read_entries(netlink: Any, index: int) -> tuple[frozenset[tuple[str, str]], frozenset[tuple[str, str]]]:
-    ours: set[tuple[str, str]] = set()
-    foreign: set[tuple[str, str]] = set()
-    for entry in netlink.fdb("dump", dump_filter=None, ifindex=index):
-        attributes = dict(entry["attrs"])
-        underlay = attributes.get("NDA_DST")
-        is_plain = not attributes.keys() & {"NDA_PORT", "NDA_VNI", "NDA_IFINDEX", "NDA_SRC_VNI"}
-        if underlay is None or not is_plain or not entry["flags"] & _NTF_SELF:
-            continue
-        is_ours = entry["flags"] == _NTF_SELF and entry["state"] == _NUD_PERMANENT_NOARP
-        (ours if is_ours else foreign).add((attributes["NDA_LLADDR"], underlay))
-    return frozenset(ours), frozenset(foreign)
 
 
 def _read_addresses(netlink: Any) -> dict[str, Address]:

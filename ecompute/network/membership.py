@@ -48,6 +48,7 @@ class Memberships:
         provider: the host's provider uuid.
         memory: a directory in which it is remembered which networks were brought up here.
         is_held: whether the host is on hold.
+        scan_period_s: how often all of it is read and put right, whether anything has happened or not.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Memberships:
         memory: Path,
         *,
         is_held: Callable[[], bool],
+        scan_period_s: float = SCAN_PERIOD_S,
     ) -> None:
         self._store = store
         self._watcher = watcher
@@ -77,8 +79,10 @@ class Memberships:
         self._not_before = 0.0
         self._is_converging = False
         self._pause = Retries("network-pause", lambda _: self._periodic.wake())
+        self._scan_period_s = scan_period_s
+        self._scan_at = time.monotonic() + scan_period_s
         self._periodic = Periodic(
-            "networks", self._converge_marked, period_s=SCAN_PERIOD_S, jitter_s=SCAN_PERIOD_S / 10
+            "networks", self._converge_marked, period_s=scan_period_s, jitter_s=scan_period_s / 10
         )
 
     def start(self) -> None:
@@ -104,7 +108,7 @@ class Memberships:
         """
         self._use(interface, instance_uuid)
         try:
-            self._converge(interface.network_uuid, is_required=True)
+            self._converge(interface.network_uuid, is_required=True, is_scan=True)
         except CloudError:
             self._unuse(interface, instance_uuid)
             raise
@@ -218,14 +222,17 @@ class Memberships:
 
     def _converge_marked(self) -> None:
         with self._lock:
-            marked = self._marked or set(self._users)
+            began = time.monotonic()
+            is_scan = not self._marked or began >= self._scan_at
+            marked = set(self._users) if is_scan else self._marked
             self._marked = set()
             self._is_converging = True
-        began = time.monotonic()
+        if is_scan:
+            self._scan_at = began + self._scan_period_s
         try:
             for uuid in sorted(marked):
                 try:
-                    self._converge(uuid, is_required=False)
+                    self._converge(uuid, is_scan=is_scan)
                 except CloudError as error:
                     log.warning("network %s is not as it should be: %s", uuid, error)
                     self._retries.later(uuid, RETRY_S)
@@ -239,7 +246,7 @@ class Memberships:
             if is_more:
                 self._wake_in(pause_s)
 
-    def _converge(self, uuid: str, *, is_required: bool) -> None:
+    def _converge(self, uuid: str, *, is_required: bool = False, is_scan: bool) -> None:
         if self._is_held():
             if is_required:
                 raise OnHold(f"network {uuid} is not brought up: this host is on hold")
@@ -270,7 +277,10 @@ class Memberships:
             )
             for problem in target.problems:
                 log.warning("network %s: %s; it is passed over", uuid, problem)
-            self._reconciler.ensure(target)
+            if is_scan:
+                self._reconciler.ensure(target)
+            else:
+                self._reconciler.follow(target)
 
     def _serial(self, uuid: str) -> threading.Lock:
         with self._lock:

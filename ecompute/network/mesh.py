@@ -4,18 +4,20 @@ A network is a VXLAN segment. On every host with a member it is one bridge and o
 forwarding entries of that device come from the memberships and ports in etcd: one entry of zeros for
 every other member host (broadcast and what is not known go there), and one for the MAC of every port
 elsewhere, so that an unknown destination is the exception. Nothing is learned from the underlay, and
-nothing is multicast on it.
+nothing is multicast on it. Who asks for the address of a port elsewhere (ARP, neighbour discovery) is
+answered by the device itself out of permanent neighbour entries; a question that it cannot answer ends
+there. So in steady state nothing is flooded.
 
 Invariants:
 
 - Pure: no clock, no I/O, no logging. `plan` applied to what it was given leads to what was wanted,
   and planned again it is empty.
-- Before a device goes up it is hardened (no IPv6, no ARP for the host) and the filter is in place:
+- Before a device goes up it is hardened (nothing on it answers for the host) and the filter is in place:
   a network killed half-way is down or closed, never open.
 - What is ours is known by its name and kind. A device that has our name and is something else is an
   error, and is not touched. On our VXLAN device a permanent, plain entry with a destination is ours;
   every other entry (dynamic, static, of another port or VNI, marked by a controller, or the kernel's
-  own) is somebody else's and is left.
+  own) is somebody else's and is left. So is a neighbour that is not permanent, or marked.
 - A bridge that still has ports is not removed: a guest may be behind them.
 
 DHCP, gateway, NAT and metadata of a network will be further kinds of `Change` beside these, in a
@@ -27,12 +29,13 @@ Any thread may call this.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from ipaddress import AddressValueError, IPv4Address
+from functools import lru_cache
+from ipaddress import AddressValueError, IPv4Address, ip_interface
 
 from ecompute.cluster.addressing import is_unicast_mac
 from ecompute.cluster.documents import Network, NetworkHost, Port
 from ecompute.cluster.errors import NetworkError
-from ecompute.network.names import TAP_PREFIX, VXLAN_PORT, bridge_mac, bridge_name, tap_name, vxlan_name
+from ecompute.network.names import TAP_PREFIX, VXLAN_PORT, bridge_mac, bridge_name, link_local, tap_name, vxlan_name
 from ecompute.network.terms import (
     AddBridge,
     AddVxlan,
@@ -42,6 +45,7 @@ from ecompute.network.terms import (
     DeleteBridge,
     DeleteVxlan,
     DropEntry,
+    DropNeighbour,
     FoundBridge,
     FoundNetwork,
     FoundPort,
@@ -49,6 +53,7 @@ from ecompute.network.terms import (
     Guard,
     Harden,
     PutEntry,
+    PutNeighbour,
     SetMtu,
     SetUp,
     TuneBridge,
@@ -84,26 +89,77 @@ def wanted(network: Network, provider: str, ports: Iterable[Port], hosts: Iterab
         )
     newest: dict[str, Port] = {}
     for port in ports:
-        if not is_unicast_mac(port.mac):
+        if not _is_unicast_mac(port.mac):
             problems.append(f"port {port.interface_uuid}: {port.mac!r} is not a MAC that an interface can have")
         elif (other := newest.get(port.mac)) is None or other.epoch < port.epoch:
             newest[port.mac] = port
     taps = frozenset(tap_name(port.interface_uuid) for port in newest.values() if port.provider == provider)
     # A host with our own underlay address would be sent its packets to ourselves.
+    elsewhere = {
+        mac: underlay
+        for mac, port in newest.items()
+        if (underlay := underlays.get(port.provider)) is not None and underlay != local
+    }
     return WantedNetwork(
         uuid=network.uuid,
         vni=network.vni,
         mtu=network.mtu,
         local=local,
         peers=frozenset(underlays.values()) - {local},
-        entries=frozenset(
-            (mac, underlay)
-            for mac, port in newest.items()
-            if (underlay := underlays.get(port.provider)) is not None and underlay != local
-        ),
+        entries=frozenset(elsewhere.items()),
+        neighbours=_neighbours([newest[mac] for mac in elsewhere], problems),
         taps=taps,
         problems=tuple(problems),
     )
+
+
+def _neighbours(ports: Iterable[Port], problems: list[str]) -> frozenset[tuple[str, str]]:
+    """Return (address, MAC) for all addresses of ``ports``; one that two have is the newer one's."""
+    ports = list(ports)
+    pairs: list[tuple[str, str]] = []
+    for port in ports:
+        answers, unusable = _answers(port.mac, port.addresses, port.routed)
+        pairs += answers
+        if unusable:
+            texts = ", ".join(map(repr, unusable))
+            problems.append(f"port {port.interface_uuid}: no interface can have the address {texts}")
+    neighbours = frozenset(pairs)
+    if len(dict(neighbours)) == len(neighbours):
+        return neighbours
+    in_order = sorted(ports, key=lambda port: (port.epoch, port.mac))
+    newest = dict(pair for port in in_order for pair in _answers(port.mac, port.addresses, port.routed)[0])
+    return frozenset(newest.items())
+
+
+@lru_cache(maxsize=1 << 16)
+def _answers(
+    mac: str, addresses: tuple[str, ...], routed: tuple[str, ...]
+) -> tuple[tuple[tuple[str, str], ...], tuple[str, ...]]:
+    """Return (address, MAC) for all addresses of a port, and what cannot be one. Kept: it is asked with every event."""
+    plain, unusable = plain_addresses(addresses + routed)
+    own = [link_local(mac)] if any(":" in address for address in plain) else []
+    return tuple((address, mac) for address in [*plain, *own]), unusable
+
+
+def plain_addresses(texts: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return addresses, as the kernel writes them, without prefix lengths; and those that no port can have."""
+    plain: list[str] = []
+    unusable: list[str] = []
+    for text in texts:
+        try:
+            address = ip_interface(text).ip
+        except ValueError:
+            unusable.append(text)
+            continue
+        special = address.is_multicast or address.is_unspecified or address.is_loopback or address.is_link_local
+        if special or "%" in text:
+            unusable.append(text)
+        else:
+            plain.append(str(address))
+    return tuple(plain), tuple(unusable)
+
+
+_is_unicast_mac = lru_cache(maxsize=1 << 16)(is_unicast_mac)
 
 
 _LOOPBACK = "is loopback"
@@ -188,7 +244,9 @@ def _plan_bridge(wanted: WantedNetwork, bridge: FoundBridge | None) -> list[Chan
 def _kept(wanted: WantedNetwork, found: FoundNetwork) -> FoundVxlan | None:
     """Return the VXLAN device unless it must be made anew: the kernel does not change these in place."""
     vxlan = found.vxlan
-    if vxlan is None or vxlan.local != wanted.local or vxlan.port != VXLAN_PORT or vxlan.is_learning:
+    if vxlan is None or vxlan.local != wanted.local or vxlan.port != VXLAN_PORT:
+        return None
+    if vxlan.is_learning or not vxlan.is_proxy:
         return None
     return vxlan
 
@@ -216,4 +274,21 @@ def _plan_vxlan(wanted: WantedNetwork, found: FoundNetwork) -> list[Change]:
     changes += [PutEntry(vni, mac, underlay) for mac, underlay in sorted(forwarding - entries - foreign)]
     # Where a MAC is sent elsewhere now, putting it there has already replaced the old entry.
     changes += [DropEntry(vni, mac, underlay) for mac, underlay in sorted(entries - forwarding) if mac not in moved]
+    return changes + _plan_neighbours(wanted, found.neighbours if kept is not None else frozenset(), kept)
+
+
+def left_to_others(wanted: WantedNetwork, found: FoundNetwork) -> frozenset[tuple[str, str]]:
+    """Return the foreign entries that are still there after the plan: a MAC of a port is taken over."""
+    forwarding, ours = wanted.forwarding(), {mac for mac, _ in wanted.entries}
+    return frozenset(entry for entry in found.foreign_entries if entry in forwarding or entry[0] not in ours)
+
+
+def _plan_neighbours(wanted: WantedNetwork, found: frozenset[tuple[str, str]], kept: FoundVxlan | None) -> list[Change]:
+    if kept is not None and not kept.is_hardened:
+        found = frozenset(one for one in found if ":" not in one[0])  # hardening takes those of IPv6
+    lacking = wanted.neighbours - found
+    put = {address for address, _ in lacking}
+    changes: list[Change] = [PutNeighbour(wanted.vni, address, mac) for address, mac in sorted(lacking)]
+    # Where an address has another MAC now, putting it has already replaced the old one.
+    changes += [DropNeighbour(wanted.vni, ip) for ip, _ in sorted(found - wanted.neighbours) if ip not in put]
     return changes

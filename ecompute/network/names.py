@@ -9,6 +9,7 @@ Pure. Any thread may call this.
 from __future__ import annotations
 
 import re
+from ipaddress import IPv6Address
 
 VXLAN_PORT = 4789
 OVERHEAD_BYTES = 50
@@ -70,6 +71,13 @@ def bridge_mac(vni: int) -> str:
 def gateway_mac(vni: int) -> str:
     """Return the MAC of the network's gateway, which every host answers for with the same."""
     return "06:ec:01:" + vni.to_bytes(3, "big").hex(":")
+
+
+def link_local(mac: str) -> str:
+    """Return the IPv6 address that a device with ``mac`` gives itself (RFC 4291, appendix A)."""
+    octets = bytes.fromhex(mac.replace(":", ""))
+    host = bytes([octets[0] ^ 2]) + octets[1:3] + b"\xff\xfe" + octets[3:]
+    return str(IPv6Address(b"\xfe\x80" + bytes(6) + host))
 
 
 def mtu_over(underlay_mtu: int) -> int:

@@ -4,6 +4,11 @@ The same for a network that is new, damaged, or changed elsewhere: it is read, c
 differs is changed, one change at a time. Killed between any two of them, the next call ends in the
 same place. A call that fails on a network of which nothing was there before takes away what it made.
 
+What is read grows with the network: its entries and neighbours. Where a port or member elsewhere has
+come or gone, `follow` takes those for what the last call has left there, as long as the devices are the
+same ones and as they should be: then an arrival costs the same in a network of any size. What somebody
+else has done to the entries meanwhile is found by the next `ensure`.
+
 Any thread may call this. One network operation runs at a time on a host: the kernel has one lock for
 devices anyway, an operation takes milliseconds, and the filter, which all networks share, must not
 go with the last of them while another one comes.
@@ -16,11 +21,12 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
+from ecompute.cluster.errors import NetworkError
 from ecompute.cluster.undo import Undo
 from ecompute.network import mesh
 from ecompute.network.filter import Filter, FilterState
 from ecompute.network.links import Links
-from ecompute.network.terms import Change, FoundNetwork, Guard, Unguard, WantedNetwork
+from ecompute.network.terms import AddVxlan, Change, FoundNetwork, Guard, Unguard, WantedNetwork
 
 
 class NetworkReconciler:
@@ -35,6 +41,8 @@ class NetworkReconciler:
         self._on_change = on_change
         self._lock = threading.Lock()
         self._starting: set[str] = set()
+        self._left: dict[int, FoundNetwork] = {}
+        """What the last call has left of a network, without its ports."""
 
     @contextmanager
     def starting(self, taps: Iterable[str]) -> Iterator[None]:
@@ -56,22 +64,70 @@ class NetworkReconciler:
             NetworkError: a device with our name is not ours, or the kernel refused a change.
         """
         with self._lock, self._links.session():
-            found = self.found(wanted.vni, wanted.taps)
-            # Asked after the look: what was found loose and is not being started now is nobody's work any more.
-            loose = frozenset(port for port in found.loose if port.name not in self._starting)
-            found = replace(found, loose=loose)
-            changes = mesh.plan(wanted, found)
-            undo = Undo()
-            if found.bridge is None and found.vxlan is None:
-                undo.push(f"network {wanted.vni}", lambda: self._remove(wanted.vni))
-            try:
-                self._apply(changes)
-            except Exception as error:
-                undo.run()
-                for name, failure in undo.failures:
-                    error.add_note(f"undoing {name} failed: {failure}")
-                raise
-            return changes
+            return self._ensure(wanted)
+
+    def follow(self, wanted: WantedNetwork) -> tuple[Change, ...]:
+        """Do the same where only ports and members elsewhere have changed since the last call.
+
+        Raises:
+            NetworkError: as `ensure`.
+        """
+        with self._lock, self._links.session():
+            found = self._as_left(wanted.vni)
+            if found is not None:
+                changes = mesh.plan(wanted, found)
+                try:
+                    self._apply(changes)
+                except NetworkError:  # it is not as it was left
+                    del self._left[wanted.vni]
+                else:
+                    self._leave(wanted, found, changes)
+                    return changes
+            return self._ensure(wanted)
+
+    def _ensure(self, wanted: WantedNetwork) -> tuple[Change, ...]:
+        self._left.pop(wanted.vni, None)
+        found = self.found(wanted.vni, wanted.taps)
+        # Asked after the look: what was found loose and is not being started now is nobody's work any more.
+        loose = frozenset(port for port in found.loose if port.name not in self._starting)
+        found = replace(found, loose=loose)
+        changes = mesh.plan(wanted, found)
+        undo = Undo()
+        if found.bridge is None and found.vxlan is None:
+            undo.push(f"network {wanted.vni}", lambda: self._remove(wanted.vni))
+        try:
+            self._apply(changes)
+        except Exception as error:
+            undo.run()
+            for name, failure in undo.failures:
+                error.add_note(f"undoing {name} failed: {failure}")
+            raise
+        self._leave(wanted, found, changes)
+        return changes
+
+    def _leave(self, wanted: WantedNetwork, found: FoundNetwork, changes: tuple[Change, ...]) -> None:
+        """Remember what is there once ``changes`` were made to ``found``."""
+        devices = self._links.glance(wanted.vni) if changes else found
+        is_new = any(isinstance(change, AddVxlan) for change in changes)
+        foreign = frozenset() if is_new else mesh.left_to_others(wanted, found)
+        self._left[wanted.vni] = FoundNetwork(
+            wanted.vni,
+            bridge=devices.bridge,
+            vxlan=devices.vxlan,
+            entries=wanted.forwarding() - foreign,
+            foreign_entries=foreign,
+            neighbours=wanted.neighbours,
+        )
+
+    def _as_left(self, vni: int) -> FoundNetwork | None:
+        """Return what is there of a network if its devices are as they were left, else None."""
+        left = self._left.get(vni)
+        found = self._links.glance(vni)
+        if left is None or left.vxlan is None or found.vxlan is None or found.vxlan.index != left.vxlan.index:
+            return None
+        if (found.bridge, found.vxlan) != (left.bridge, left.vxlan):
+            return None
+        return replace(left, is_guarded=self._filter.state() is FilterState.WHOLE)
 
     def remove(self, vni: int) -> tuple[Change, ...]:
         """Remove what is there of a network, and with the last one the filter.
@@ -101,6 +157,7 @@ class NetworkReconciler:
         return self._links.ours()
 
     def _remove(self, vni: int) -> tuple[Change, ...]:
+        self._left.pop(vni, None)
         changes = mesh.plan(None, self.found(vni))
         self._apply(changes)
         if self._links.ours() or self._filter.state() is FilterState.ABSENT:

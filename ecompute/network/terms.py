@@ -26,6 +26,8 @@ class WantedNetwork:
     """The underlay addresses of the other member hosts."""
     entries: frozenset[tuple[str, str]] = frozenset()
     """(MAC, underlay address) of every port on another host."""
+    neighbours: frozenset[tuple[str, str]] = frozenset()
+    """(address, MAC) of every port on another host: who asks for one of them is answered here."""
     taps: frozenset[str] = frozenset()
     """The taps of this host's own ports; those that exist belong on the bridge."""
     problems: tuple[str, ...] = field(default=(), compare=False)
@@ -60,11 +62,15 @@ class FoundVxlan:
     local: str | None = None
     port: int = 0
     is_learning: bool = False
+    is_proxy: bool = False
+    """Whether it answers for neighbours behind it."""
     mtu: int = 0
     is_up: bool = False
     is_hardened: bool = False
     is_attached: bool = False
     """To our bridge."""
+    index: int = field(default=0, compare=False)
+    """The kernel's; a device made anew has another one."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +90,8 @@ class FoundNetwork:
     """Ours: (MAC, underlay address)."""
     foreign_entries: frozenset[tuple[str, str]] = frozenset()
     """Those of others that do the same as one of ours would; the rest of theirs is not shown."""
+    neighbours: frozenset[tuple[str, str]] = frozenset()
+    """Ours: (address, MAC)."""
     ports: frozenset[FoundPort] = frozenset()
     loose: frozenset[FoundPort] = frozenset()
     """Taps that were asked for and are there, but not on our bridge."""
@@ -156,7 +164,7 @@ class SetMtu:
 
 @dataclass(frozen=True)
 class Harden:
-    """No IPv6, and no answer to ARP for any of the host's addresses."""
+    """No answer to ARP for any of the host's addresses, and no IPv6; on a VXLAN device, IPv6 without an address."""
 
     device: str
 
@@ -182,6 +190,21 @@ class DropEntry:
     underlay: str
 
 
+@dataclass(frozen=True)
+class PutNeighbour:
+    """Answer for ``address`` with ``mac``, whatever was answered before."""
+
+    vni: int
+    address: str
+    mac: str
+
+
+@dataclass(frozen=True)
+class DropNeighbour:
+    vni: int
+    address: str
+
+
 LinkChange: TypeAlias = (
     AddBridge
     | TuneBridge
@@ -195,5 +218,7 @@ LinkChange: TypeAlias = (
     | SetUp
     | PutEntry
     | DropEntry
+    | PutNeighbour
+    | DropNeighbour
 )
 Change: TypeAlias = Guard | Unguard | LinkChange

@@ -136,9 +136,10 @@ def devices(
 
 def _vxlan(host: Host, etcd: Picture, provider: str, network: str, vni: int, link: dict[str, Any]) -> Iterator[str]:
     name, data = link["ifname"], link["linkinfo"]["info_data"]
-    facts = (data.get("id"), data.get("local"), data.get("port"), data.get("learning"), link.get("master"), link["mtu"])
+    what = ("id", "local", "port", "learning", "proxy")
+    facts = (*(data.get(name) for name in what), link.get("master"), link["mtu"])
     mtu = etcd.networks[network].mtu if network in etcd.networks else None
-    wanted = (vni, host.address, 4789, False, f"ecb{vni:06x}", mtu)
+    wanted = (vni, host.address, 4789, False, True, f"ecb{vni:06x}", mtu)
     if facts != wanted:
         yield f"{name} is {facts}, not {wanted}"
     if not host.is_running:
@@ -156,6 +157,19 @@ def _vxlan(host: Host, etcd: Picture, provider: str, network: str, vni: int, lin
     }
     if found != entries:
         yield f"{name} forwards {sorted(found)}, not {sorted(entries)}"
+    neighbours = {
+        (address.split("/")[0], port.mac)
+        for (n, _), port in etcd.ports.items()
+        for address in (*port.addresses, *port.routed)
+        if n == network and port.provider in underlays
+    }
+    found = {
+        (neighbour["dst"], neighbour["lladdr"])
+        for neighbour in json.loads(host.run("ip", "-j", "neighbour", "show", "dev", name).stdout or "[]")
+        if not neighbour["dst"].startswith("fe80:")
+    }
+    if found != neighbours:
+        yield f"{name} answers for {sorted(found)}, not for {sorted(neighbours)}"
 
 
 def memory(host: Host, mine: dict[str, Instance], ignored: set[str]) -> Iterator[str]:

@@ -83,7 +83,7 @@ def test_a_new_bridge_is_tuned_and_down(links: Links) -> None:
 
 def test_a_new_vxlan_device_is_down_alone_and_does_not_learn(links: Links) -> None:
     links.apply(terms.AddVxlan(VNI, LOCAL, 1450))
-    assert links.found(VNI).vxlan == FoundVxlan("vxlan", VNI, LOCAL, 4789, False, 1450)
+    assert links.found(VNI).vxlan == FoundVxlan("vxlan", VNI, LOCAL, 4789, False, True, 1450)
 
 
 def test_a_network_that_was_made_is_found_whole(links: Links) -> None:
@@ -91,7 +91,7 @@ def test_a_network_that_was_made_is_found_whole(links: Links) -> None:
     assert links.found(VNI) == FoundNetwork(
         VNI,
         bridge=FoundBridge("bridge", names.bridge_mac(VNI), 1450, True, True, True),
-        vxlan=FoundVxlan("vxlan", VNI, LOCAL, 4789, False, 1450, True, True, True),
+        vxlan=FoundVxlan("vxlan", VNI, LOCAL, 4789, False, True, 1450, True, True, True),
     )
     assert links.ours() == {VNI}
     assert links.has_bridge(BRIDGE)
@@ -154,12 +154,56 @@ def test_a_mac_of_a_port_is_sent_to_one_host_the_last_one(links: Links) -> None:
     assert links.found(VNI).entries == {(MAC, "192.0.2.3")}
 
 
+def test_an_address_elsewhere_has_one_mac_the_last_one(links: Links) -> None:
+    make(links)
+    for address in ("10.50.0.5", "fd00::5"):
+        for mac in (MAC, "02:00:00:00:00:06", "02:00:00:00:00:06"):
+            links.apply(terms.PutNeighbour(VNI, address, mac))
+    links.apply(terms.PutNeighbour(VNI, "fe80::5", MAC))
+    links.apply(terms.DropNeighbour(VNI, "fe80::5"))
+    assert links.found(VNI).neighbours == {("10.50.0.5", "02:00:00:00:00:06"), ("fd00::5", "02:00:00:00:00:06")}
+
+
+def test_hardening_a_vxlan_device_takes_its_ipv6_neighbours(links: Links) -> None:
+    make(links)
+    for address in ("10.50.0.5", "fd00::5"):
+        links.apply(terms.PutNeighbour(VNI, address, MAC))
+    links.apply(terms.Harden(VXLAN))
+    found = links.found(VNI)
+    assert found.neighbours == {("10.50.0.5", MAC)}
+    assert found.vxlan is not None
+    assert found.vxlan.is_hardened
+
+
+def test_devices_alone_are_found_without_what_is_on_them(links: Links) -> None:
+    assert links.glance(VNI) == FoundNetwork(VNI)
+    make(links)
+    links.apply(terms.PutEntry(VNI, MAC, "192.0.2.2"))
+    links.apply(terms.PutNeighbour(VNI, "10.50.0.5", MAC))
+    found, devices = links.found(VNI), links.glance(VNI)
+    assert devices == FoundNetwork(VNI, bridge=found.bridge, vxlan=found.vxlan)
+
+
+def test_a_device_made_anew_has_another_index(links: Links) -> None:
+    make(links)
+    before = links.glance(VNI).vxlan
+    links.apply(terms.DeleteVxlan(VNI))
+    links.apply(terms.AddVxlan(VNI, LOCAL, 1450))
+    after = links.glance(VNI).vxlan
+    assert before is not None
+    assert after is not None
+    assert before.index != after.index
+
+
 def test_what_is_gone_already_can_be_dropped_and_deleted(links: Links) -> None:
     links.apply(terms.DeleteBridge(VNI))
     links.apply(terms.DeleteVxlan(VNI))
     make(links)
     links.apply(terms.DropEntry(VNI, MAC, "192.0.2.2"))
+    links.apply(terms.DropNeighbour(VNI, "10.50.0.5"))
+    links.apply(terms.DropNeighbour(VNI, "fd00::5"))
     assert links.found(VNI).entries == frozenset()
+    assert links.found(VNI).neighbours == frozenset()
 
 
 def test_a_tap_that_has_gone_with_its_guest_needs_no_change(links: Links) -> None:
@@ -182,13 +226,16 @@ def test_without_its_bridge_a_vxlan_device_is_not_attached(links: Links) -> None
     assert links.ours() == {VNI}
 
 
-def test_entries_go_with_their_vxlan_device(links: Links) -> None:
+def test_entries_and_neighbours_go_with_their_vxlan_device(links: Links) -> None:
     make(links)
     links.apply(terms.PutEntry(VNI, MAC, "192.0.2.2"))
+    links.apply(terms.PutNeighbour(VNI, "10.50.0.5", MAC))
+    links.apply(terms.PutNeighbour(VNI, "fd00::5", MAC))
     links.apply(terms.DeleteVxlan(VNI))
-    assert links.found(VNI).entries == frozenset()
-    links.apply(terms.AddVxlan(VNI, LOCAL, 1450))
-    assert links.found(VNI).entries == frozenset()
+    for _ in range(2):
+        assert (links.found(VNI).entries, links.found(VNI).neighbours) == (frozenset(), frozenset())
+        if links.glance(VNI).vxlan is None:
+            links.apply(terms.AddVxlan(VNI, LOCAL, 1450))
 
 
 @pytest.mark.parametrize(
@@ -200,6 +247,7 @@ def test_entries_go_with_their_vxlan_device(links: Links) -> None:
         terms.SetMtu(VXLAN, 1450),
         terms.Harden(BRIDGE),
         terms.PutEntry(VNI, MAC, "192.0.2.2"),
+        terms.PutNeighbour(VNI, "10.50.0.5", MAC),
     ],
 )
 def test_a_change_to_a_device_that_is_not_there_says_so(links: Links, change: terms.LinkChange) -> None:
@@ -235,12 +283,19 @@ def test_without_a_default_route_the_underlay_address_is_asked_for(links: Links)
 
 def test_a_network_comes_and_goes_and_nothing_is_left(links: Links, rules: Filter) -> None:
     wanted = WantedNetwork(
-        "n", VNI, 1450, LOCAL, frozenset({"192.0.2.2", "192.0.2.3"}), frozenset({(MAC, "192.0.2.2")})
+        "n",
+        VNI,
+        1450,
+        LOCAL,
+        frozenset({"192.0.2.2", "192.0.2.3"}),
+        frozenset({(MAC, "192.0.2.2")}),
+        frozenset({("10.50.0.5", MAC), ("fd00::5", MAC)}),
     )
     reconciler = NetworkReconciler(links, rules)
     reconciler.ensure(wanted)
     assert reconciler.ensure(wanted) == ()
     assert links.found(VNI).entries == wanted.forwarding()
+    assert links.found(VNI).neighbours == wanted.neighbours
     assert rules.state() is FilterState.WHOLE
     reconciler.remove(VNI)
     assert reconciler.remove(VNI) == ()

@@ -16,6 +16,7 @@ from ecompute.network.terms import FoundNetwork
 VNI = 0x1234
 BRIDGE, VXLAN = names.bridge_name(VNI), names.vxlan_name(VNI)
 MAC = "02:00:00:00:00:02"
+FORGED = "02:66:66:66:66:66"
 
 
 class Killed(Exception):
@@ -53,7 +54,10 @@ def dying(host: Any, survived: int) -> NetworkReconciler:
 def guests(hosts: Any) -> Any:
     for host in hosts:
         host.ensure()
-    return hosts[0].add_guest(1), hosts[1].add_guest(2)
+    guests = hosts[0].add_guest(1), hosts[1].add_guest(2)
+    for host in hosts:
+        host.ensure()
+    return guests
 
 
 HARMS = {
@@ -69,13 +73,24 @@ HARMS = {
     "the VXLAN device down": f"ip link set {VXLAN} down",
     "the VXLAN device detached": f"ip link set {VXLAN} nomaster",
     "the VXLAN device with another MTU": f"ip link set {VXLAN} mtu 1300",
-    "the VXLAN device with IPv6": f"sysctl -q -w net.ipv6.conf.{VXLAN}.disable_ipv6=0",
     "the VXLAN device learning": f"ip link set {VXLAN} type vxlan id {VNI} learning",
     "the entry of a peer deleted": f"bridge fdb del {names.ZEROS} dev {VXLAN} dst 192.0.2.2",
     "the entry of a guest deleted": f"bridge fdb del {MAC} dev {VXLAN} dst 192.0.2.2",
     "the entry of a guest moved": f"bridge fdb replace {MAC} dev {VXLAN} dst 192.0.2.77",
     "a forged peer added": f"bridge fdb append {names.ZEROS} dev {VXLAN} dst 192.0.2.66",
     "a forged guest added": f"bridge fdb add 02:66:66:66:66:66 dev {VXLAN} dst 192.0.2.66",
+    "the VXLAN device down, and with it its neighbours": f"ip link set {VXLAN} down",
+    "the VXLAN device with addresses of its own": f"sysctl -q -w net.ipv6.conf.{VXLAN}.addr_gen_mode=0",
+    "the VXLAN device that takes advertisements": f"sysctl -q -w net.ipv6.conf.{VXLAN}.accept_ra=2",
+    "the VXLAN device without IPv6": f"sysctl -q -w net.ipv6.conf.{VXLAN}.disable_ipv6=1",
+    "every device a router": "sysctl -q -w net.ipv6.conf.all.forwarding=0; sysctl -q -w net.ipv6.conf.all.forwarding=1",
+    "the VXLAN device that answers for nobody": (
+        f"ip link delete {VXLAN}; ip link add {VXLAN} type vxlan id {VNI} dstport 4789 local 192.0.2.1 nolearning"
+    ),
+    "a neighbour deleted": f"ip neighbour del 10.50.0.2 dev {VXLAN}",
+    "an IPv6 neighbour deleted": f"ip -6 neighbour del fd00:50::2 dev {VXLAN}",
+    "a neighbour with another MAC": f"ip neighbour replace 10.50.0.2 lladdr {FORGED} dev {VXLAN} nud permanent",
+    "a forged neighbour": f"ip neighbour add 10.50.0.66 lladdr {FORGED} dev {VXLAN} nud permanent",
     "a tap detached": "ip link set ect00000000001 nomaster",
     "a tap with IPv6": "sysctl -q -w net.ipv6.conf.ect00000000001.disable_ipv6=0",
     "the filter deleted": "nft delete table bridge ecompute",
@@ -88,8 +103,7 @@ HARMS = {
 @pytest.mark.parametrize("harm", HARMS.values(), ids=HARMS.keys())
 def test_what_was_harmed_by_hand_is_put_back(hosts: Any, guests: Any, harm: str) -> None:
     host = hosts[0]
-    wanted = replace(host.wanted((MAC, "192.0.2.2")), taps=frozenset({guests[0].port, "ect0000000000f"}))
-    host.ensure(wanted)
+    wanted = host.wanted()
     assert host.ensure(wanted) == ()
     whole = host.do(lambda: host.links.found(VNI, wanted.taps))
     host.space.run("sh", "-ec", harm)
@@ -119,7 +133,7 @@ def test_entries_of_others_are_left(hosts: Any, guests: Any) -> None:
     before = foreign()
     assert len(before) == 6
     assert host.ensure() == ()
-    host.ensure(host.wanted((MAC, "192.0.2.2")))
+    host.ensure(host.wanted())
     host.ensure()
     assert foreign() == before
 
@@ -164,8 +178,9 @@ def test_another_underlay_address_makes_the_vxlan_device_anew(hosts: Any, guests
     host, other = hosts
     for space, address in ((host.space, "192.0.2.101"), (other.space, "192.0.2.2")):
         space(f"address replace {address}/24 dev under0")
-    host.ensure(replace(host.wanted(), local="192.0.2.101"))
-    other.ensure(replace(other.wanted(), peers=frozenset({"192.0.2.101"})))
+    host.underlay = "192.0.2.101"
+    host.ensure()
+    other.ensure()
     assert host.do(lambda: host.links.found(VNI)).vxlan.local == "192.0.2.101"
     assert guests[0].ping(guests[1].ip)
 
@@ -174,6 +189,8 @@ def test_killed_after_any_change_of_joining_the_next_daemon_brings_it_up(hosts: 
     host, other = hosts
     other.ensure()
     far = other.add_guest(2)
+    near = host.plan_guest(1)
+    other.ensure()
     changes = host.ensure()
     whole = host.do(lambda: host.links.found(VNI))
     assert len(changes) >= 9
@@ -184,7 +201,7 @@ def test_killed_after_any_change_of_joining_the_next_daemon_brings_it_up(hosts: 
         host.ensure()
         assert host.ensure() == ()
         assert host.do(lambda: host.links.found(VNI)) == whole
-    assert host.add_guest(1).ping(far.ip)
+    assert host.plug(near).ping(far.ip)
 
 
 def test_killed_after_any_change_of_leaving_the_next_daemon_leaves_nothing(hosts: Any) -> None:
@@ -224,10 +241,9 @@ def test_a_network_with_a_guest_behind_it_is_not_removed(hosts: Any, guests: Any
 
 
 def test_two_networks_never_meet_even_with_the_same_addresses(hosts: Any, guests: Any) -> None:
-    host, other = hosts
-    second = replace(host.wanted(), vni=VNI + 1)
-    host.ensure(second)
-    other.ensure(replace(other.wanted(), vni=VNI + 1))
+    host, _ = hosts
+    for one in hosts:
+        one.ensure(replace(one.wanted(), vni=VNI + 1, taps=frozenset()))
     stranger = host.add_guest(3)
     host.space(f"link set {stranger.port} master {names.bridge_name(VNI + 1)}")
     assert not stranger.ping(guests[0].ip, timeout_s=0.6)

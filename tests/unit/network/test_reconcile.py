@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ecompute.cluster.errors import NetworkError
-from ecompute.network import terms
+from ecompute.network import names, terms
 from ecompute.network.fake import FakeFilter, FakeLinks
 from ecompute.network.filter import FilterState
 from ecompute.network.reconcile import NetworkReconciler
@@ -216,3 +216,112 @@ def test_a_tap_that_was_started_while_it_was_looked_at_is_not_touched(
     links.found = found  # type: ignore[method-assign]
     assert reconciler.ensure(wanted) == ()
     starting.__exit__(None, None, None)
+
+
+# --- arrivals elsewhere --------------------------------------------------------------------------
+
+
+class Counting(FakeLinks):
+    """Counts what is read of the host and what is changed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[str] = []
+
+    def found(self, vni: int, taps: Collection[str] = ()) -> FoundNetwork:
+        self.calls.append("found")
+        return super().found(vni, taps)
+
+    def glance(self, vni: int) -> FoundNetwork:
+        self.calls.append("glance")
+        return super().glance(vni)
+
+    def apply(self, change: terms.LinkChange) -> None:
+        self.calls.append(type(change).__name__)
+        super().apply(change)
+
+
+def of_size(guests: int) -> WantedNetwork:
+    macs = [f"02:00:00:00:{n >> 8:02x}:{n & 255:02x}" for n in range(guests)]
+    return replace(
+        WANTED,
+        entries=frozenset((mac, "192.0.2.2") for mac in macs),
+        neighbours=frozenset((f"10.0.{n >> 8}.{n & 255}", mac) for n, mac in enumerate(macs)),
+    )
+
+
+def test_a_guest_that_arrives_elsewhere_costs_the_same_in_a_network_of_any_size() -> None:
+    costs = []
+    for size in (1, 2000):
+        links = Counting()
+        reconciler = NetworkReconciler(links, FakeFilter())
+        reconciler.follow(of_size(size))
+        links.calls.clear()
+        reconciler.follow(of_size(size + 1))
+        costs.append(list(links.calls))
+        assert links.found(VNI).neighbours == of_size(size + 1).neighbours
+    assert costs[0] == costs[1] == ["glance", "PutEntry", "PutNeighbour", "glance"]
+
+
+@pytest.mark.parametrize(
+    "harm", [terms.DeleteVxlan(VNI), terms.DeleteBridge(VNI), terms.SetMtu(names.vxlan_name(VNI), 1300)]
+)
+def test_a_network_whose_devices_are_not_as_they_were_left_is_read_whole(
+    links: FakeLinks, reconciler: NetworkReconciler, harm: terms.LinkChange
+) -> None:
+    wanted = replace(of_size(2), taps=frozenset({"ect1"}))
+    reconciler.ensure(wanted)
+    links.plug("ect1", names.bridge_name(VNI))
+    reconciler.ensure(wanted)
+    whole = links.found(VNI)
+    links.apply(harm)
+    reconciler.follow(wanted)
+    assert links.found(VNI) == whole
+
+
+def test_a_device_that_was_made_anew_as_it_was_has_lost_its_entries_and_gets_them(
+    links: FakeLinks, reconciler: NetworkReconciler
+) -> None:
+    reconciler.ensure(of_size(2))
+    before = links.found(VNI)
+    links.apply(terms.DeleteVxlan(VNI))
+    again = NetworkReconciler(links, FakeFilter())
+    again.ensure(of_size(0))
+    reconciler.follow(of_size(2))
+    assert links.found(VNI) == before
+
+
+def test_a_change_that_fails_when_it_is_followed_is_tried_on_what_is_there(
+    links: FakeLinks, reconciler: NetworkReconciler
+) -> None:
+    reconciler.ensure(of_size(1))
+    apply, failures = links.apply, [NetworkError("no")]
+
+    def fail(change: terms.LinkChange) -> None:
+        if failures:
+            raise failures.pop()
+        apply(change)
+
+    links.apply = fail  # type: ignore[method-assign]
+    reconciler.follow(of_size(2))
+    assert links.found(VNI).entries == of_size(2).forwarding()
+
+
+def test_what_others_did_to_the_entries_is_found_by_the_next_look_at_all(
+    links: FakeLinks, reconciler: NetworkReconciler
+) -> None:
+    reconciler.ensure(of_size(2))
+    links.apply(terms.DropNeighbour(VNI, "10.0.0.1"))
+    assert reconciler.follow(of_size(2)) == ()
+    assert reconciler.ensure(of_size(2)) == (terms.PutNeighbour(VNI, "10.0.0.1", "02:00:00:00:00:01"),)
+
+
+def test_a_foreign_entry_that_a_port_took_over_is_not_taken_for_one_later(
+    links: FakeLinks, reconciler: NetworkReconciler
+) -> None:
+    mac = "02:00:00:00:00:00"
+    reconciler.ensure(of_size(0))
+    links.networks[VNI] = replace(links.found(VNI), foreign_entries=frozenset({(mac, "192.0.2.3")}))
+    reconciler.ensure(of_size(1))
+    moved = replace(of_size(1), entries=frozenset({(mac, "192.0.2.3")}))
+    assert reconciler.follow(moved) == (terms.PutEntry(VNI, mac, "192.0.2.3"),)
