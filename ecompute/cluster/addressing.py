@@ -2,7 +2,7 @@
 
 Pure: what is taken and where to begin come in as arguments. Nothing here reserves an address; that
 is done by whoever creates its key, only if absent, and who on a conflict chooses again with the
-address added to ``taken``. IPv4 only, /16 to /29.
+address added to ``taken``. IPv4, /16 to /29; an IPv6 /64 is `ecompute.cluster.addressing6`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Set
 from ipaddress import AddressValueError, IPv4Address, IPv4Network, NetmaskValueError
 from uuid import UUID
 
-from ecompute.cluster.errors import AddressesExhausted, InvalidInput
+from ecompute.cluster.errors import AddressesExhausted, InvalidInput, one_line
 
 SHORTEST_PREFIX = 16
 LONGEST_PREFIX = 29
@@ -29,6 +29,9 @@ _UNUSABLE = tuple(
         ("240.0.0.0/4", "reserved"),
     )
 )
+_MAC = re.compile(r"[0-9a-f]{2}(?::[0-9a-f]{2}){5}")
+_RESERVED_MACS = ("fe:", "06:ec:00:", "06:ec:01:")
+"""What libvirt makes of a guest's MAC for its tap, our bridges, and the gateways of networks."""
 _UNICAST_MAC = re.compile(r"(?!00:00:00:00:00:00)[0-9a-f][02468ace](?::[0-9a-f]{2}){5}")
 
 
@@ -50,7 +53,7 @@ def parse_cidr(cidr: str | IPv4Network, *, longest_prefix: int = LONGEST_PREFIX,
             raise NetmaskValueError("no prefix length")
         exact = IPv4Network((IPv4Address(address), int(length)), strict=False)
     except (AddressValueError, NetmaskValueError) as error:
-        raise InvalidInput(f"{text!r} is not an IPv4 range", hint=f"write it like {example}") from error
+        raise InvalidInput(f"{one_line(text, 80)!r} is not an IPv4 range", hint=f"write it like {example}") from error
     if exact.network_address != IPv4Address(address):
         raise InvalidInput(f"{text} has bits set behind its prefix", hint=f"the range is {exact}")
     if not SHORTEST_PREFIX <= exact.prefixlen <= longest_prefix:
@@ -107,7 +110,9 @@ def check_address(cidr: str | IPv4Network, address: str, *, gateway: str | None 
     try:
         parsed = IPv4Address(address)
     except AddressValueError as error:
-        raise InvalidInput(f"{address!r} is not an IPv4 address", hint=f"choose one of {network}") from error
+        raise InvalidInput(
+            f"{one_line(address, 80)!r} is not an IPv4 address", hint=f"choose one of {network}"
+        ) from error
     if parsed not in network:
         raise InvalidInput(f"{parsed} is outside of {network}")
     for reserved, what in (
@@ -149,3 +154,23 @@ def label(name: str) -> str:
 def is_unicast_mac(text: str) -> bool:
     """Whether ``text`` is a MAC, in lower case with colons, that one interface can have."""
     return _UNICAST_MAC.fullmatch(text) is not None
+
+
+def check_mac(text: str) -> str:
+    """Return the MAC ``text`` in lower case, if a guest may have it.
+
+    Raises:
+        InvalidInput: it is none, or of a group, or one that libvirt gives to taps or we to devices of ours.
+    """
+    mac = text.lower()
+    shown = repr(one_line(text, 40))
+    if not _MAC.fullmatch(mac):
+        raise InvalidInput(f"{shown} is not a MAC", hint="write it like 52:54:00:12:34:56")
+    if not is_unicast_mac(mac):
+        what = "no interface's" if mac == "00:00:00:00:00:00" else "a multicast MAC"
+        raise InvalidInput(f"{mac} is {what}", hint="choose one whose second digit is 2, 6, a or e")
+    if mac.startswith(_RESERVED_MACS):
+        raise InvalidInput(
+            f"{mac} is kept for devices of the hosts", hint="choose one that begins with 52:54:00, for example"
+        )
+    return mac

@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 
 from ecompute.cluster.addressing import (
     check_address,
+    check_mac,
     choose_address,
     gateway_address,
     is_unicast_mac,
+    label,
     mac_address,
     parse_cidr,
     with_prefix,
@@ -131,3 +133,34 @@ def test_a_mac_needs_a_uuid() -> None:
 )
 def test_what_no_interface_can_have_is_no_unicast_mac(text: str) -> None:
     assert not is_unicast_mac(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("01:00:5e:00:00:01", "is a multicast MAC"),
+        ("ff:ff:ff:ff:ff:ff", "is a multicast MAC"),
+        ("00:00:00:00:00:00", "no interface's"),
+        ("52:54:00:12:34", "is not a MAC"),
+        ("52-54-00-12-34-56", "is not a MAC"),
+        ("52:54:00:12:34:5g", "is not a MAC"),
+        ("", "is not a MAC"),
+        ("06:ec:00:00:10:00", "kept for devices of the hosts"),
+        ("06:EC:01:00:10:00", "kept for devices of the hosts"),
+        ("fe:54:00:12:34:56", "kept for devices of the hosts"),
+    ],
+)
+def test_a_mac_that_no_guest_may_have_is_refused_in_one_line(text: str, what: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        check_mac(text)
+    assert what in str(caught.value)
+
+
+@given(st.uuids())
+def test_a_mac_that_we_make_is_one_that_may_be_asked_for(interface: uuid.UUID) -> None:
+    mac = mac_address(str(interface))
+    assert check_mac(mac.upper()) == mac
+
+
+def test_a_label_is_the_name_without_capitals() -> None:
+    assert label("Web-1") == "web-1"

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ecompute.cluster.closing import DISABLED
-from ecompute.cluster.given import Said, merge_aggregates, merge_traits
+from ecompute.cluster.errors import InvalidInput
+from ecompute.cluster.given import Said, merge_aggregates, merge_traits, physical_of, physnet_trait
 from ecompute.cluster.shards import aggregates_of, all_aggregates
 
-OURS = ["HW_CPU_X86_AVX", "HW_CPU_X86_NEW", "CUSTOM_VIRT_KVM", "CUSTOM_VIRT_QEMU"]
+OURS = ["HW_CPU_X86_AVX", "HW_CPU_X86_NEW", "CUSTOM_PHYSNET_LAN", "CUSTOM_VIRT_KVM", "CUSTOM_VIRT_QEMU"]
 OTHERS = ["CUSTOM_RACK_1", "COMPUTE_STATUS_DISABLED", "MISC_SHARES_VIA_AGGREGATE"]
 UUIDS = st.sampled_from([f"5a4cbd31-2cf8-4b7b-a1a9-00000000000{n}" for n in range(6)])
 TRAITS = st.frozensets(st.sampled_from([*OURS, *OTHERS]))
@@ -51,3 +53,16 @@ def test_what_the_tool_writes_the_host_leaves_as_it_is(
     said = Said(traits=ssd) if has_ssd else Said(former_traits=ssd - measured)
     told = said.with_traits(before)
     assert merge_traits(told, measured, set(OURS), said=said, is_hidden=is_hidden) == told
+
+
+@pytest.mark.parametrize(("name", "trait"), [("lan", "CUSTOM_PHYSNET_LAN"), ("rack-2", "CUSTOM_PHYSNET_RACK_2")])
+def test_a_physical_network_has_one_trait_and_the_trait_one_name(name: str, trait: str) -> None:
+    assert physnet_trait(name) == trait
+    assert physical_of(trait) == name
+    assert physical_of("HW_CPU_X86_AVX") is None
+
+
+@pytest.mark.parametrize("name", ["", "LAN", "a_b", "a--b", "-a", "a-", "a b", "ä", "a" * 64, "a-" * 31 + "\n"])
+def test_a_name_that_no_trait_can_say_is_refused(name: str) -> None:
+    with pytest.raises(InvalidInput, match="cannot be the name of a physical network"):
+        physnet_trait(name)
