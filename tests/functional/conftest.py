@@ -8,6 +8,7 @@ import http.server
 import io
 import socket
 import struct
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -231,3 +232,21 @@ def linked_store(link: Link) -> Iterator[Store]:
     """A store that reaches the etcd of this run over `link`."""
     with Store(EtcdSettings(endpoints=(link.endpoint,)), timeout_s=1) as opened:
         yield opened
+
+
+@pytest.fixture(scope="session")
+def etcdctl() -> Callable[..., str]:
+    """``etcdctl(etcd, "put", "/a", "b")`` runs the tool; anything but success fails the test."""
+
+    def run(process: EtcdProcess, *arguments: str) -> str:
+        done = subprocess.run(
+            ["etcdctl", "--endpoints", process.endpoint, *arguments],
+            env={"ETCDCTL_API": "3", "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"},
+            capture_output=True,
+            text=True,
+            timeout=20,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run

@@ -199,6 +199,8 @@ def _keys(etcd: Picture, hosts: dict[str, Host]) -> Iterator[str]:
         optional.add(keys.admin(provider))
         optional |= {key for key in etcd.keys if key.startswith(keys.copies(provider))}
         optional |= {key for key in etcd.keys if key.startswith(keys.event_ring(HOST, provider, provider))}
+    # What was given up goes when it has rested.
+    optional |= {keys.address(network, ip) for (network, ip), lock in etcd.locks.items() if lock.is_resting}
     # A gang's record goes some minutes after its last member.
     optional |= {key for key in etcd.keys if key.startswith(keys.GANGS)}
     for key in sorted(wanted - etcd.keys):

@@ -27,7 +27,7 @@ from ecompute.cluster.documents import Unreadable, decode
 from ecompute.cluster.errors import CloudError, CompareFailed, InvalidInput, NotPermitted
 from ecompute.cluster.store.etcd3_loader import rpc
 from ecompute.cluster.store.history import History, Mark, Position
-from ecompute.cluster.store.lease import Lease, LeaseKeeper
+from ecompute.cluster.store.lease import Lease, LeaseKeeper, grant_unkept
 from ecompute.cluster.store.members import (
     Members,
     Rpc,
@@ -268,6 +268,14 @@ class Store:
             StoreUnavailable: etcd does not answer.
         """
         return self._leases.grant(ttl_s, on_lost)
+
+    def unkept_lease(self, ttl_s: int) -> int:
+        """Return the id of a new lease that is kept alive by nobody: what is put with it goes after ``ttl_s``.
+
+        Raises:
+            StoreUnavailable: etcd does not answer.
+        """
+        return grant_unkept(self._members, ttl_s)
 
     @property
     def users(self) -> Users:

@@ -122,6 +122,22 @@ class Lease:
             log.exception("the callback for lost lease %x failed", self.id)
 
 
+def grant_unkept(members: Members, ttl_s: int) -> int:
+    """Return the id of a new lease that nobody keeps alive.
+
+    Raises:
+        StoreUnavailable: etcd does not answer.
+    """
+    return int(_grant(members, ttl_s).ID)
+
+
+def _grant(members: Members, ttl_s: int) -> Any:
+    # A grant whose answer was lost may be asked for again: the first one ends by itself, unused.
+    return members.call(
+        lambda member: member.client.leasestub.LeaseGrant, rpc.LeaseGrantRequest(TTL=ttl_s), may_repeat=True
+    )
+
+
 class LeaseKeeper:
     """Keeps the leases of one store alive, with one thread, started with the first lease."""
 
@@ -136,10 +152,7 @@ class LeaseKeeper:
         if ttl_s < MIN_TTL_S:
             raise InvalidInput(f"a lease of {ttl_s} s cannot be kept alive: at least {MIN_TTL_S} s")
         asked_at_s = clock_s()
-        # A grant whose answer was lost may be asked for again: the first one ends by itself, unused.
-        answer = self._members.call(
-            lambda member: member.client.leasestub.LeaseGrant, rpc.LeaseGrantRequest(TTL=ttl_s), may_repeat=True
-        )
+        answer = _grant(self._members, ttl_s)
         lease = Lease(self, answer.ID, asked_at_s, answer.TTL, on_lost)
         with self._changed:
             if self._is_closed:

@@ -121,9 +121,12 @@ class Audit:
             for consumer, revision in found.intents.items()
             if self._each(f"intent {consumer} could not be given up", self._give_up, consumer, revision)
         )
-        for key, revision in found.orphans.items():
-            reason = "its instance is nowhere any more"
-            self._each(f"{key} could not be deleted", self._delete, key, revision, reason)
+        for orphans, reason in (
+            (found.orphans, "its instance is nowhere any more"),
+            (found.vacant, "the host has no port there any more"),
+        ):
+            for key, revision in orphans.items():
+                self._each(f"{key} could not be deleted", self._delete, key, revision, reason)
         for key, belonging in found.ownerless.items():
             reason = f"there is no {belonging.owner}"
             compares = [absent(belonging.owner)]

@@ -189,6 +189,8 @@ class Look:
     """By provider uuid."""
     owned: Mapping[str, Owned] = field(default_factory=dict)
     """By key; empty where they were not read."""
+    vacant: Mapping[str, int] = field(default_factory=dict)
+    """Keys of networks' members without a port there, to their mod revisions; each new port rewrites its member."""
     hostless: frozenset[str] = frozenset()
     """Providers that say they are hosts, and that etcd does not know."""
     unregistered: frozenset[str] = frozenset()
@@ -225,6 +227,8 @@ class Leaks:
     """Claims that nobody holds, of hosts that cannot answer now."""
     orphans: Mapping[str, int] = field(default_factory=dict)
     """Keys whose instance is nowhere any more: delete each, comparing its mod revision."""
+    vacant: Mapping[str, int] = field(default_factory=dict)
+    """Keys of members that have no port: delete each, comparing its mod revision."""
     unbacked: tuple[str, ...] = ()
     """Instances whose claim is gone (placement was emptied, or set back): to be claimed again. Their guests stay."""
     hostless: tuple[str, ...] = ()
@@ -270,6 +274,7 @@ def leaks(before: Look | None, now: Look, grace_s: float = GRACE_S) -> Leaks:
         for key, owned in now.owned.items()
         if before.owned.get(key) == owned and not _is_anywhere(owned.instance_uuid, now, before)
     }
+    vacant = {key: revision for key, revision in now.vacant.items() if before.vacant.get(key) == revision}
     unbacked = (now.holders & before.holders) - now.allocations.keys() - before.allocations.keys()
     return Leaks(
         intents=stale,
@@ -277,6 +282,7 @@ def leaks(before: Look | None, now: Look, grace_s: float = GRACE_S) -> Leaks:
         foreign=foreign,
         stranded=tuple(stranded),
         orphans=orphans,
+        vacant=vacant,
         unbacked=tuple(sorted(unbacked)),
         hostless=tuple(sorted(now.hostless & before.hostless)),
         unregistered=tuple(sorted(now.unregistered & before.unregistered)),

@@ -26,6 +26,7 @@ class What(StrEnum):
     KEY = "key-without-instance"
     OWNERLESS = "key-without-owner"
     ABANDONED = "reports-without-host"
+    MEMBER = "member-without-port"
     OVERFULL = "host-over-capacity"
     FOREIGN = "foreign-allocation"
 
@@ -84,6 +85,7 @@ def findings(leaks: Leaks) -> tuple[Finding, ...]:
         Finding(What.ABANDONED, uuid, (uuid,), "delete them with `eschedule audit --repair`, if the host stays away")
         for uuid in leaks.abandoned
     ]
+    found += [Finding(What.MEMBER, key, (key.rsplit("/", 1)[1],), "delete it") for key in leaks.vacant]
     found += [
         Finding(What.PROVIDER, uuid, (uuid,), "remove it with `eschedule audit --repair`, if it is empty")
         for uuid in leaks.hostless

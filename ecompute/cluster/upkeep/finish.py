@@ -103,7 +103,9 @@ class Finisher:
                     self._delete(uuid, host, instance, assignment)
                     reach("finish.deleted")
                 return planned.act
-            except CompareFailed:
+            except CompareFailed as error:
+                if not error.keys:
+                    self._locks.lease_has_ended()
                 continue
         log.warning("instance %s could not be finished: it keeps changing", uuid)
         return Act.NOTHING

@@ -93,7 +93,7 @@ def take_full(
         if consumer in instances
     }
     nodes = frozenset(keys.last(key) for key in store.keys(keys.NODES)[0])
-    owned, hosts_of = owners.owned(store)
+    owned, hosts_of, vacant = owners.owned(store)
     nowhere = {o.instance_uuid for o in owned.values()} - instances.keys() - intents.keys()
     consumers_of = _consumers_of(allocations, allocations.keys() - instances.keys())
     for uuid in nowhere & hosts_of.keys():
@@ -118,6 +118,7 @@ def take_full(
         holders=frozenset(uuid for uuid, state in instances.items() if state is State.INITIAL),
         hosts=hosts,
         owned={key: owner for key, owner in owned.items() if owner.instance_uuid not in mute},
+        vacant=vacant,
         hostless=frozenset(uuid for uuid, summary in trees.items() if summary.is_host) - nodes,
         unregistered=nodes - known,
         unwanted=frozenset((provider, uuid) for _, provider, uuid in assigned if uuid not in instances),

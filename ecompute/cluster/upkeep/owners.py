@@ -14,7 +14,7 @@ from collections.abc import Set as AbstractSet
 from itertools import islice
 
 from ecompute.cluster import keys
-from ecompute.cluster.documents import AddressLock, IdempotencyKey, MacLock, Member, Port, Tagged, UsedUuid
+from ecompute.cluster.documents import Document, IdempotencyKey, Member, Tagged, UsedUuid
 from ecompute.cluster.events import INSTANCE
 from ecompute.cluster.store import Store, Versioned
 from ecompute.cluster.upkeep.decide import Belonging, Owned
@@ -24,20 +24,22 @@ NAMED = {"network": keys.NETWORKS, "group": keys.GROUPS, "floating": keys.FLOATI
 PAGE = 500
 
 
-def owned(store: Store) -> tuple[dict[str, Owned], dict[str, str]]:
-    """Return the keys that go with instances, and {instance: provider} where they tell its host."""
+class _OfNetwork(Document, frozen=True, kw_only=True):
+    """What those have in common that lie below a network: its ports, locks and members."""
+
+    instance_uuid: str | None = None
+    provider: str | None = None
+    is_resting: bool = False
+
+
+def owned(store: Store) -> tuple[dict[str, Owned], dict[str, str], dict[str, int]]:
+    """Return the keys that go with instances, {instance: provider} where they tell its host, and members without ports.
+
+    The last are the keys of hosts that are members of a network and have no port there, with their mod revisions.
+    """
     found: dict[str, Owned] = {}
     hosts_of: dict[str, str] = {}
-    parts = [keys.parts(key) for key in store.keys(keys.NETWORKS)[0]]
-    networks = {network for _, network, *_ in (p for p in parts if len(p) > 1) if keys.is_uuid(network)}
-    for network in sorted(networks):
-        for port in store.list(keys.ports(network), Port).items:
-            found[port.key] = Owned(port.value.instance_uuid, port.mod_revision)
-            hosts_of[port.value.instance_uuid] = port.value.provider
-        for lock in store.list(keys.addresses(network), AddressLock).items:
-            found[lock.key] = Owned(lock.value.instance_uuid, lock.mod_revision)
-        for mac in store.list(keys.macs(network), MacLock).items:
-            found[mac.key] = Owned(mac.value.instance_uuid, mac.mod_revision)
+    vacant = _below_networks(store, found, hosts_of)
     for key, revision in store.revisions(keys.NAMES).items():
         if keys.parts(key)[2:3] == [INSTANCE]:
             found[key] = Owned(keys.last(key), revision)
@@ -55,7 +57,26 @@ def owned(store: Store) -> tuple[dict[str, Owned], dict[str, str]]:
     for member in store.each(keys.GROUPS, Member):
         found[member.key] = Owned(member.value.instance_uuid, member.mod_revision)
         hosts_of.setdefault(member.value.instance_uuid, member.value.provider)
-    return found, hosts_of
+    return found, hosts_of, vacant
+
+
+def _below_networks(store: Store, owned: dict[str, Owned], hosts_of: dict[str, str]) -> dict[str, int]:
+    """Add what goes with instances; return members without a port. All of it is read at one revision."""
+    with_ports: set[tuple[str, str]] = set()
+    members: dict[tuple[str, str], Versioned[_OfNetwork]] = {}
+    for item in store.each(keys.NETWORKS, _OfNetwork):
+        _, network, *below = keys.parts(item.key)
+        value = item.value
+        if len(below) != 2 or not keys.is_uuid(network):
+            continue
+        if below[0] == "hosts" and value.provider is not None:
+            members[network, value.provider] = item
+        elif value.instance_uuid is not None and not value.is_resting:  # what rests goes by itself
+            owned[item.key] = Owned(value.instance_uuid, item.mod_revision)
+            if below[0] == "ports" and value.provider is not None:
+                with_ports.add((network, value.provider))
+                hosts_of[value.instance_uuid] = value.provider
+    return {item.key: item.mod_revision for member, item in members.items() if member not in with_ports}
 
 
 def ownerless(store: Store) -> dict[str, Belonging]:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ecompute.cluster import keys
-from ecompute.cluster.documents import Instance, Role, State
+from ecompute.cluster.documents import AddressLock, Instance, Role, State
 from ecompute.cluster.errors import Ambiguous, DeadlineExceeded, NotFound
 from ecompute.cluster.store import Delete, Store, Versioned
 from eschedule.cloud.connection import Cloud
@@ -161,11 +161,17 @@ def test_destroy_marks_both_and_the_one_who_waits_finishes(
     threading.Timer(0.3, lambda: host.report(one.uuid, State.DELETED, is_gone=True)).start()
     assert instances.wait(found(instances, one), until=frozenset(), timeout_s=30) is None
     assert host.claims() == {}
-    # The network stays, with no trace of the instance in it.
-    assert not [
-        key for key in all_keys() if one.uuid in key or "/ports/" in key or "/addresses/" in key or "/macs/" in key
-    ]
+    # The network stays, with no trace of the instance in it but its address, which rests.
+    assert not [key for key in all_keys() if one.uuid in key or "/ports/" in key or "/macs/" in key]
+    assert [key for key in all_keys() if "/addresses/" in key] == [resting_key(store)]
     assert {key.split("/")[1] for key in all_keys()} == {"networks", "names", "vnis"}
+
+
+def resting_key(store: Store) -> str:
+    """Return the key of the one address that rests."""
+    locks = [lock for lock in store.list(keys.NETWORKS, AddressLock).items if "/addresses/" in lock.key]
+    assert [(lock.value.is_resting, bool(lock.lease)) for lock in locks] == [(True, True)]
+    return locks[0].key
 
 
 def test_destroy_twice_at_once_is_one(launch: Callable[..., Launched], host: Any, instances: Instances) -> None:

@@ -312,6 +312,7 @@ def see_that_both_agree(cloud: Cloud, fleet: Fleet, instances: dict[str, Instanc
         (network, keys.last(item.key)): item.value.instance_uuid
         for network in networks
         for item in store.list(keys.addresses(network), AddressLock).items
+        if not item.value.is_resting
     }
     assert locks == wanted
     ports = [item.value.instance_uuid for network in networks for item in store.list(keys.ports(network), Port).items]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,21 +24,3 @@ def own_etcd(tmp_path: Path) -> Iterator[EtcdProcess]:
 def own_store(own_etcd: EtcdProcess) -> Iterator[Store]:
     with Store(EtcdSettings(endpoints=(own_etcd.endpoint,)), timeout_s=2) as opened:
         yield opened
-
-
-@pytest.fixture(scope="session")
-def etcdctl() -> Callable[..., str]:
-    """``etcdctl(etcd, "put", "/a", "b")`` runs the tool; anything but success fails the test."""
-
-    def run(process: EtcdProcess, *arguments: str) -> str:
-        done = subprocess.run(
-            ["etcdctl", "--endpoints", process.endpoint, *arguments],
-            env={"ETCDCTL_API": "3", "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"},
-            capture_output=True,
-            text=True,
-            timeout=20,
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    return run

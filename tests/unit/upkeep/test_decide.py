@@ -279,3 +279,10 @@ def test_a_key_whose_owner_is_missing_is_left_over_when_nobody_wrote_it_between_
     first = Look(0.0, 0.0, ownerless={"/a": Belonging("/o", 1), "/b": Belonging("/o", 2)})
     second = Look(GRACE_S, GRACE_S, ownerless={"/a": Belonging("/o", 1), "/b": Belonging("/o", 3)})
     assert leaks(first, second).ownerless == {"/a": Belonging("/o", 1)}
+
+
+def test_a_member_without_a_port_goes_when_two_looks_saw_it_and_nobody_wrote_it_between() -> None:
+    before = Look(began_s=0, ended_s=0, vacant={"/networks/n/hosts/p": 5, "/networks/n/hosts/q": 6})
+    now = Look(began_s=GRACE_S, ended_s=GRACE_S, vacant={"/networks/n/hosts/p": 5, "/networks/n/hosts/q": 7})
+    assert leaks(before, now).vacant == {"/networks/n/hosts/p": 5}
+    assert leaks(None, now).vacant == {}

@@ -14,6 +14,7 @@ EVERYTHING = Leaks(
     foreign=("c3",),
     stranded=("c4",),
     orphans={"/tags/system/web/u1": 8},
+    vacant={"/networks/n1/hosts/p7": 9},
     unbacked=("u2",),
     hostless=("p3",),
     unregistered=("p4",),
@@ -32,7 +33,7 @@ def test_everything_that_two_looks_agree_on_is_a_finding() -> None:
     assert {finding.what for finding in found} == set(What)
     assert {finding.subject for finding in found} == {
         "c1", "c2", "c3", "c4", "/tags/system/web/u1", "u2", "p3", "p4", "u3", "p6 VCPU", "u4", "u5",
-        "/names/system/network/n/u6", "p7",
+        "/names/system/network/n/u6", "p7", "/networks/n1/hosts/p7",
     }  # fmt: skip
     assert next(finding for finding in found if finding.subject == "c2").where == ("p1", "p2")
     assert findings(Leaks()) == ()
