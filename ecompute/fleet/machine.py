@@ -19,7 +19,7 @@ from uuid import uuid4
 from ecompute.cluster.errors import CloudError, HypervisorError, StorageUnavailable
 from ecompute.hypervisor.accelerator import Trial
 from ecompute.hypervisor.api import Hypervisor
-from ecompute.hypervisor.domain import DomainPlan
+from ecompute.hypervisor.domain import TapPlan
 from ecompute.hypervisor.fake import FakeHypervisor
 from ecompute.inventory import Measured
 from ecompute.machine import Machine
@@ -34,7 +34,7 @@ IMAGE = b"an image of a fleet".ljust(512, b"\0")
 """What every URL gives: a raw image of one sector."""
 
 FETCH = "fetch"
-CALLS = (FETCH, "define", "start", "stop", "undefine")
+CALLS = (FETCH, "define", "start", "stop", "undefine", "attach", "detach")
 """What can take its time, or fail."""
 
 
@@ -124,15 +124,15 @@ class FleetMachine:
         with self._lock:
             if self._hypervisor is None:
                 self._hypervisor = FakeHypervisor(
-                    provider, before=self._conduct.act, on_power=partial(_plug, self.links)
+                    provider, before=self._conduct.act, on_taps=partial(_plug, self.links)
                 )
             self._connection = self._hypervisor.share()
             return self._connection
 
 
-def _plug(links: FakeLinks, plan: DomainPlan, is_on: bool) -> None:
-    for tap in plan.interfaces:
-        if is_on:
+def _plug(links: FakeLinks, taps: tuple[TapPlan, ...], is_there: bool) -> None:
+    for tap in taps:
+        if is_there:
             links.plug(tap.tap, tap.bridge)
         else:
             links.unplug(tap.tap)

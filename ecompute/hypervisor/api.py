@@ -15,7 +15,7 @@ from typing import Protocol
 
 from ecompute.cluster.documents import Power
 from ecompute.cluster.errors import HypervisorError
-from ecompute.hypervisor.domain import DomainPlan
+from ecompute.hypervisor.domain import DomainPlan, FoundInterface, TapPlan
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,8 @@ class FoundDomain:
     """A domain as the hypervisor has it.
 
     ``provider`` is the one that its metadata names, or ``None``; ``is_ours`` says that it is this host's.
-    ``name`` is the hypervisor's (``ec-<uuid>`` for ours), not the user's.
+    ``name`` is the hypervisor's (``ec-<uuid>`` for ours), not the user's. ``interfaces`` are those that
+    it has now, or, powered off, will have; ``None`` where that was not looked at: in a list of all domains.
     """
 
     uuid: str
@@ -31,6 +32,7 @@ class FoundDomain:
     is_ours: bool
     provider: str | None
     name: str
+    interfaces: frozenset[FoundInterface] | None = None
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,14 @@ def foreign(uuid: str) -> HypervisorError:
     """Return what to raise when a domain that is not ours was to be changed."""
     return HypervisorError(
         f"a domain with the uuid {uuid} is on this host and is not ours", hint="it is never touched; remove it"
+    )
+
+
+def clings(uuid: str, tap: str) -> HypervisorError:
+    """Return what to raise when a guest that is on does not let go of an interface."""
+    return HypervisorError(
+        f"the guest of domain {uuid} does not let go of the interface behind {tap}",
+        hint="it goes when the guest heeds it, or is powered off",
     )
 
 
@@ -92,6 +102,25 @@ class Hypervisor(Protocol):
 
     def undefine(self, uuid: str) -> None:
         """Forget the domain, which must be off; nothing happens if it is not there."""
+        ...
+
+    def attach(self, uuid: str, interface: TapPlan) -> None:
+        """Give the domain an interface: at once if it is on, and in its definition. Nothing happens if it has it.
+
+        Raises:
+            InvalidInput: no guest can have such an interface.
+            HypervisorError: also where the domain is not defined, or the machine has no such model.
+        """
+        ...
+
+    def detach(self, uuid: str, tap: str) -> None:
+        """Take an interface from the domain, and from its definition; nothing happens if it has none with that tap.
+
+        A guest that is on has to let go of it, and is waited for.
+
+        Raises:
+            HypervisorError: also where the guest does not let go; it may still do so later.
+        """
         ...
 
     def on_change(self, listener: Callable[[str], None]) -> None:

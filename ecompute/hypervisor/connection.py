@@ -1,4 +1,4 @@
-"""The hypervisor behind libvirt (``libvirt-python``; the one other user of it is `sessions`).
+"""The hypervisor behind libvirt (``libvirt-python``; its other users are `sessions`, `watch` and `plug`).
 
 What concerns all domains goes over one shared connection, what concerns one domain over the calling
 thread's own (see `sessions`); what changes by itself comes over a third (see `watch`). A call that meets
@@ -14,6 +14,7 @@ Threads: any.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, TypeVar
 from xml.etree import ElementTree as ET
 
@@ -21,9 +22,9 @@ import libvirt
 
 from ecompute.cluster.documents import Power
 from ecompute.cluster.errors import HypervisorError, HypervisorUnavailable
-from ecompute.hypervisor import domain
+from ecompute.hypervisor import domain, plug
 from ecompute.hypervisor.api import FoundDomain, HostCapabilities, foreign
-from ecompute.hypervisor.domain import DomainPlan
+from ecompute.hypervisor.domain import DomainPlan, TapPlan
 from ecompute.hypervisor.sessions import Opener, Sessions, close, is_broken
 from ecompute.hypervisor.watch import Watch
 
@@ -92,7 +93,7 @@ class LibvirtHypervisor:
             if found is None:
                 return None
             try:
-                return self._found(found, *found.state())
+                return replace(self._found(found, *found.state()), interfaces=plug.found_on(found))
             except libvirt.libvirtError as error:
                 if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
                     return None  # it went between the two calls
@@ -154,6 +155,28 @@ class LibvirtHypervisor:
 
         self._call(f"undefine domain {uuid}", write, self._sessions.mine)
 
+    def attach(self, uuid: str, interface: TapPlan) -> None:
+        def write(connection: Any) -> None:
+            found = self._ours(connection, uuid)
+            if found is None:
+                raise HypervisorError(f"cannot give domain {uuid} an interface: it is not defined")
+            plug.attach(found, interface)
+
+        self._call(f"give domain {uuid} an interface", write, self._sessions.mine)
+
+    def detach(self, uuid: str, tap: str) -> None:
+        def write(connection: Any) -> None:
+            found = self._ours(connection, uuid)
+            if found is None:
+                return
+            try:
+                plug.detach(connection, found, tap)
+            except libvirt.libvirtError as error:
+                if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
+                    raise
+
+        self._call(f"take the interface behind {tap} from domain {uuid}", write, self._sessions.mine)
+
     def on_change(self, listener: Callable[[str], None]) -> None:
         self._watch.add(listener)
 
@@ -174,6 +197,8 @@ class LibvirtHypervisor:
                 return action(connection)
             except libvirt.libvirtError as error:
                 if not is_broken(connection, error):
+                    if (explained := plug.explained(error)) is not None:
+                        raise explained from error
                     raise HypervisorError(f"cannot {what}: {error.get_error_message()}") from error
                 self._sessions.discard(connection)
                 if is_last:

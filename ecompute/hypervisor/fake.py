@@ -23,8 +23,8 @@ from ecompute.cluster.documents import Power
 from ecompute.cluster.errors import HypervisorError, HypervisorUnavailable
 from ecompute.cluster.timers import Serial
 from ecompute.hypervisor import domain
-from ecompute.hypervisor.api import FoundDomain, HostCapabilities, foreign
-from ecompute.hypervisor.domain import DomainPlan
+from ecompute.hypervisor.api import FoundDomain, HostCapabilities, clings, foreign
+from ecompute.hypervisor.domain import DomainPlan, FoundInterface, TapPlan
 
 CALLS_KEPT = 10_000
 CLOSE_S = 5.0
@@ -51,6 +51,9 @@ class _Machine:
     lock: threading.Lock = field(default_factory=threading.Lock)
     domains: dict[str, FoundDomain] = field(default_factory=dict)
     plans: dict[str, DomainPlan] = field(default_factory=dict)
+    plugged: dict[str, tuple[TapPlan, ...]] = field(default_factory=dict)
+    """The interfaces of the domains that are on."""
+    clinging: set[str] = field(default_factory=set)
     is_down: bool = False
     failures: dict[str, str] = field(default_factory=dict)
     hung: dict[str, threading.Event] = field(default_factory=dict)
@@ -65,7 +68,7 @@ class FakeHypervisor:
         provider_uuid: whose domains are ours.
         needs_disks: a domain whose root disk is not there cannot start, as in earnest.
         before: see `Before`.
-        on_power: told that a domain goes on or off, where its taps come and go.
+        on_taps: told that taps come, or go.
     """
 
     def __init__(
@@ -74,12 +77,12 @@ class FakeHypervisor:
         *,
         needs_disks: bool = True,
         before: Before = lambda call, uuid, is_cut: None,
-        on_power: Callable[[DomainPlan, bool], None] = lambda plan, is_on: None,
+        on_taps: Callable[[tuple[TapPlan, ...], bool], None] = lambda taps, is_there: None,
     ) -> None:
         self._provider = provider_uuid
         self._needs_disks = needs_disks
         self._before = before
-        self._on_power = on_power
+        self._on_taps = on_taps
         self._machine = _Machine()
         self._begin()
 
@@ -87,7 +90,7 @@ class FakeHypervisor:
         """Return another connection to the same domains."""
         other = object.__new__(type(self))
         other._provider, other._needs_disks, other._machine = self._provider, self._needs_disks, self._machine
-        other._before, other._on_power = self._before, self._on_power
+        other._before, other._on_taps = self._before, self._on_taps
         other._begin()
         return other
 
@@ -108,7 +111,12 @@ class FakeHypervisor:
     def get(self, uuid: str) -> FoundDomain | None:
         self._enter("get", uuid)
         with self._machine.lock:
-            return self._machine.domains.get(uuid)
+            found = self._machine.domains.get(uuid)
+            if found is None:
+                return None
+            plan = self._machine.plans.get(uuid)
+            taps = self._machine.plugged.get(uuid, () if plan is None else plan.interfaces)
+            return replace(found, interfaces=frozenset(FoundInterface(tap.mac, tap.tap, tap.bridge) for tap in taps))
 
     def define(self, plan: DomainPlan) -> None:
         domain.render(plan)
@@ -134,7 +142,8 @@ class FakeHypervisor:
                 raise HypervisorError(f"cannot start domain {uuid}: Cannot access storage file '{disk}'")
             if found.power not in (Power.ON, Power.PAUSED):
                 self._machine.domains[uuid] = replace(found, power=Power.ON)
-                self._on_power(self._machine.plans[uuid], True)
+                self._machine.plugged[uuid] = self._machine.plans[uuid].interfaces
+                self._on_taps(self._machine.plugged[uuid], True)
         self._changed(uuid)
 
     def stop(self, uuid: str) -> None:
@@ -144,8 +153,37 @@ class FakeHypervisor:
             if found is None or found.power not in (Power.ON, Power.PAUSED):
                 return
             self._machine.domains[uuid] = replace(found, power=Power.OFF)
-            self._on_power(self._machine.plans[uuid], False)
+            self._unplug(uuid)
         self._changed(uuid)
+
+    def attach(self, uuid: str, interface: TapPlan) -> None:
+        domain.render_interface(interface)
+        self._enter("attach", uuid)
+        with self._machine.lock:
+            if self._ours(uuid) is None:
+                raise HypervisorError(f"cannot give domain {uuid} an interface: it is not defined")
+            plan = self._machine.plans[uuid]
+            if interface.tap not in (tap.tap for tap in plan.interfaces):
+                self._machine.plans[uuid] = replace(plan, interfaces=(*plan.interfaces, interface))
+            plugged = self._machine.plugged.get(uuid)
+            if plugged is not None and interface.tap not in (tap.tap for tap in plugged):
+                self._machine.plugged[uuid] = (*plugged, interface)
+                self._on_taps((interface,), True)
+
+    def detach(self, uuid: str, tap: str) -> None:
+        self._enter("detach", uuid)
+        with self._machine.lock:
+            if self._ours(uuid) is None:
+                return
+            plan = self._machine.plans[uuid]
+            self._machine.plans[uuid] = replace(plan, interfaces=tuple(i for i in plan.interfaces if i.tap != tap))
+            plugged = self._machine.plugged.get(uuid, ())
+            going = tuple(i for i in plugged if i.tap == tap)
+            if going and uuid in self._machine.clinging:
+                raise clings(uuid, tap)
+            if going:
+                self._machine.plugged[uuid] = tuple(i for i in plugged if i.tap != tap)
+                self._on_taps(going, False)
 
     def undefine(self, uuid: str) -> None:
         self._enter("undefine", uuid)
@@ -207,6 +245,11 @@ class FakeHypervisor:
 
         return release
 
+    def cling(self, uuid: str, is_so: bool = True) -> None:
+        """Let the guest not let go of an interface."""
+        with self._machine.lock:
+            (self._machine.clinging.add if is_so else self._machine.clinging.discard)(uuid)
+
     def cut(self) -> None:
         """As if the process with this connection had been killed: no call of it does anything any more."""
         self._is_cut.set()
@@ -225,11 +268,14 @@ class FakeHypervisor:
         """As if the guest had powered itself off, crashed, …"""
         with self._machine.lock:
             self._machine.domains[uuid] = replace(self._machine.domains[uuid], power=power)
+            if power not in (Power.ON, Power.PAUSED):
+                self._unplug(uuid)
         self._changed(uuid)
 
     def remove_by_hand(self, uuid: str) -> None:
         """As an operator with another tool would."""
         with self._machine.lock:
+            self._unplug(uuid)
             del self._machine.domains[uuid]
             self._machine.plans.pop(uuid, None)
         self._changed(uuid)
@@ -256,6 +302,11 @@ class FakeHypervisor:
             raise HypervisorUnavailable("the connection to the fake hypervisor was cut")
         if failure:
             raise HypervisorError(f"cannot {call} domain {uuid}: {failure}")
+
+    def _unplug(self, uuid: str) -> None:
+        """Its guest has ended."""
+        if taps := self._machine.plugged.pop(uuid, ()):
+            self._on_taps(taps, False)
 
     def _ours(self, uuid: str) -> FoundDomain | None:
         found = self._machine.domains.get(uuid)

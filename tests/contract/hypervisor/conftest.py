@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import uuid
 from collections.abc import Iterator
@@ -32,6 +33,9 @@ class Host(Protocol):
 
     def remove_by_hand(self, uuid: str) -> None: ...
 
+    def cling(self, uuid: str) -> None:
+        """Let the guest not let go of an interface."""
+
     def go_down(self) -> None: ...
 
     def come_back(self) -> None: ...
@@ -49,6 +53,9 @@ class FakeHost:
 
     def remove_by_hand(self, uuid: str) -> None:
         self.hypervisor.remove_by_hand(uuid)
+
+    def cling(self, uuid: str) -> None:
+        self.hypervisor.cling(uuid)
 
     def go_down(self) -> None:
         self.hypervisor.go_down()
@@ -83,6 +90,9 @@ class LibvirtHost:
             found.destroy()
         found.undefine()
 
+    def cling(self, uuid: str) -> None:
+        """Its disk is blank: there is no system in it that could let go."""
+
     def go_down(self) -> None:
         self._process.kill()
 
@@ -114,6 +124,14 @@ def libvirtd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LibvirtProces
     process = start_libvirtd(tmp_path_factory.mktemp("lv"))
     yield process
     process.stop()
+
+
+@pytest.fixture(scope="module")
+def bridge() -> Iterator[str]:
+    name = f"ecct{os.getpid() % 10**7}"
+    subprocess.run(["ip", "link", "add", name, "type", "bridge"], check=True)
+    yield name
+    subprocess.run(["ip", "link", "delete", name], check=True)
 
 
 @pytest.fixture(params=["fake", "libvirt"])

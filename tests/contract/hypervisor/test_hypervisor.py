@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import uuid
 from collections.abc import Callable
@@ -13,8 +14,9 @@ import pytest
 
 from ecompute.cluster.documents import Power
 from ecompute.cluster.errors import HypervisorError, HypervisorUnavailable, InvalidInput
+from ecompute.hypervisor import plug
 from ecompute.hypervisor.api import Hypervisor
-from ecompute.hypervisor.domain import DomainPlan
+from ecompute.hypervisor.domain import DomainPlan, TapPlan
 
 if TYPE_CHECKING:
     from .conftest import Host
@@ -33,7 +35,7 @@ def test_a_defined_domain_is_ours_and_off(hypervisor: Hypervisor, plan: DomainPl
     assert found is not None
     assert (found.power, found.is_ours, found.provider) == (Power.OFF, True, plan.provider)
     assert found.name == f"ec-{plan.uuid}"
-    assert hypervisor.list() == {plan.uuid: found}
+    assert hypervisor.list() == {plan.uuid: replace(found, interfaces=None)}
 
 
 def test_an_unknown_domain_is_none(hypervisor: Hypervisor) -> None:
@@ -108,10 +110,80 @@ def test_a_foreign_domain_is_listed_and_never_touched(host: Host, plan: DomainPl
         lambda: hypervisor.start(plan.uuid),
         lambda: hypervisor.stop(plan.uuid),
         lambda: hypervisor.undefine(plan.uuid),
+        lambda: hypervisor.attach(plan.uuid, tap(0, "ecb000001")),
+        lambda: hypervisor.detach(plan.uuid, "ect0"),
     ):
         with pytest.raises(HypervisorError, match="not ours"):
             touch()
-    assert hypervisor.list() == {plan.uuid: before}
+    assert hypervisor.list() == {plan.uuid: replace(before, interfaces=None)}
+
+
+def tap(number: int, bridge: str, model: str = "virtio") -> TapPlan:
+    return TapPlan(f"ect{os.getpid() % 10**6}{number}", bridge, f"02:00:00:00:00:{number:02x}", 1450, model)
+
+
+def interfaces(hypervisor: Hypervisor, uuid: str) -> set[tuple[str, str, str]] | None:
+    found = hypervisor.get(uuid)
+    return None if found is None else {(one.mac, one.tap, one.bridge) for one in found.interfaces or ()}
+
+
+def as_found(*taps: TapPlan) -> set[tuple[str, str, str]]:
+    return {(tap.mac, tap.tap, tap.bridge) for tap in taps}
+
+
+@pytest.mark.parametrize("is_on", [False, True])
+def test_a_domain_gets_interfaces_and_has_them_at_its_next_start_too(
+    hypervisor: Hypervisor, plan: DomainPlan, bridge: str, is_on: bool
+) -> None:
+    taps = [tap(number, bridge) for number in range(3)]
+    hypervisor.define(replace(plan, interfaces=(taps[0],)))
+    assert interfaces(hypervisor, plan.uuid) == as_found(taps[0])
+    if is_on:
+        hypervisor.start(plan.uuid)
+    for added in taps[1:]:
+        for _ in range(2):
+            hypervisor.attach(plan.uuid, added)
+    assert interfaces(hypervisor, plan.uuid) == as_found(*taps)
+    (hypervisor.stop if is_on else hypervisor.start)(plan.uuid)
+    assert interfaces(hypervisor, plan.uuid) == as_found(*taps)
+
+
+def test_an_interface_is_taken_from_a_domain_that_is_off(hypervisor: Hypervisor, plan: DomainPlan, bridge: str) -> None:
+    kept, dropped = tap(0, bridge), tap(1, bridge)
+    hypervisor.define(replace(plan, interfaces=(kept, dropped)))
+    for _ in range(2):
+        hypervisor.detach(plan.uuid, dropped.tap)
+        assert interfaces(hypervisor, plan.uuid) == as_found(kept)
+
+
+def test_a_guest_that_does_not_let_go_keeps_its_interface_until_it_is_off(
+    host: Host, plan: DomainPlan, bridge: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plug, "DETACH_TIMEOUT_S", 1.0)
+    hypervisor = host.hypervisor
+    hypervisor.define(replace(plan, interfaces=(tap(0, bridge),)))
+    hypervisor.start(plan.uuid)
+    host.cling(plan.uuid)
+    for _ in range(2):
+        with pytest.raises(HypervisorError, match="does not let go"):
+            hypervisor.detach(plan.uuid, tap(0, bridge).tap)
+    assert interfaces(hypervisor, plan.uuid) == as_found(tap(0, bridge))
+    hypervisor.stop(plan.uuid)
+    hypervisor.start(plan.uuid)
+    assert interfaces(hypervisor, plan.uuid) == set()
+
+
+def test_a_domain_that_is_not_there_gets_no_interface_and_loses_none(hypervisor: Hypervisor) -> None:
+    with pytest.raises(HypervisorError, match="not defined"):
+        hypervisor.attach(str(uuid.uuid4()), tap(0, "ecb000001"))
+    hypervisor.detach(str(uuid.uuid4()), "ect0")
+
+
+def test_an_interface_that_no_guest_can_have_is_refused(hypervisor: Hypervisor, plan: DomainPlan) -> None:
+    hypervisor.define(plan)
+    with pytest.raises(InvalidInput, match="none of e1000"):
+        hypervisor.attach(plan.uuid, tap(0, "ecb000001", "<x/>"))
+    assert interfaces(hypervisor, plan.uuid) == set()
 
 
 def test_a_domain_removed_by_hand_is_gone(host: Host, plan: DomainPlan) -> None:

@@ -12,7 +12,7 @@ import pytest
 from ecompute.audit.look import Looker
 from ecompute.cluster.errors import PlacementUnavailable
 from ecompute.cluster.store import Store
-from ecompute.hypervisor.domain import DomainPlan
+from ecompute.hypervisor.domain import TapPlan
 from ecompute.hypervisor.fake import FakeHypervisor
 from ecompute.instances.actuate import Actuator
 from ecompute.instances.memory import Memory
@@ -39,7 +39,7 @@ class Host:
         watcher = store.watcher()
         opened.callback(watcher.close)
         self.links = links = FakeLinks()
-        self.hypervisor = hypervisor = FakeHypervisor(PROVIDER, on_power=self._plug)
+        self.hypervisor = hypervisor = FakeHypervisor(PROVIDER, on_taps=self._plug)
         self.files = directory / "instances"
         memory = Memory(directory / "memory")
         opened.callback(hypervisor.close)
@@ -98,9 +98,9 @@ class Host:
         self.instances.start()
         opened.callback(self.instances.close, WAIT_S)
 
-    def _plug(self, plan: DomainPlan, is_on: bool) -> None:
-        for tap in plan.interfaces:
-            if is_on:
+    def _plug(self, taps: tuple[TapPlan, ...], is_there: bool) -> None:
+        for tap in taps:
+            if is_there:
                 self.links.plug(tap.tap, tap.bridge)
             else:
                 self.links.unplug(tap.tap)
