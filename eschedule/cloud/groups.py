@@ -144,6 +144,6 @@ class Groups:
         raise Conflict(f"group {ref} keeps changing", hint="try again")
 
 
-def members(store: Store, uuid: str) -> list[Member]:
-    """Return the members of a group, by the uuid of their instance."""
-    return [item.value for item in store.list(keys.members(uuid), Member).items]
+def members(store: Store, uuid: str, *, limit: int | None = None) -> list[Member]:
+    """Return the members of a group, or ``limit`` of them, by the uuid of their instance."""
+    return [item.value for item in store.list(keys.members(uuid), Member, limit=limit).items]

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Self
 from msgspec import structs
 
 from ecompute.cluster import groups, keys, quotas
-from ecompute.cluster.documents import Admin, Group, Member, Policy, Quota, Scope, Zone
+from ecompute.cluster.documents import Group, Member, Policy, Quota, Scope, Zone
 from ecompute.cluster.errors import (
     ClaimRefused,
     CloudError,
@@ -36,6 +36,7 @@ from ecompute.cluster.failpoint import reach
 from ecompute.cluster.store import Compare, Op, Put, Versioned, absent, absent_under, unchanged
 from eschedule.cloud.groups import Groups, members
 from eschedule.cloud.quotas import used_of
+from eschedule.scheduler.facts import Facts
 
 if TYPE_CHECKING:
     from eschedule.cloud.connection import Cloud
@@ -127,6 +128,8 @@ class Beside:
         """Hosts that it cannot be; a hint, placement decides."""
         self.only: frozenset[str] | None = None
         """The hosts that alone it can be; None: any."""
+        self.may_be_old = False
+        """Whether these hosts are those of some seconds ago: where they leave none, read it anew."""
         if places is not None and zones is not None:
             open_zones = {places.chosen} if places.chosen else set(zones.values()) - places.taken - {None}
             self.only = frozenset(provider for provider, zone in zones.items() if zone in open_zones)
@@ -143,6 +146,8 @@ class Beside:
         group_ref: str | None,
         totals: Mapping[str, int],
         is_followed: bool = False,
+        facts: Facts | None = None,
+        is_fresh: bool = True,
     ) -> Self:
         """Return what is claimed beside a host in ``namespace``.
 
@@ -151,6 +156,8 @@ class Beside:
             totals: what the instance asks for, ``{class: amount}``.
             is_followed: go where another first member of the group wants to go: were each of several to
                 insist on its own place, none would ever be written.
+            facts: keeps what is read of members and zones.
+            is_fresh: read them now, whatever is kept.
 
         Raises:
             NotFound: there is no such group.
@@ -161,17 +168,22 @@ class Beside:
         # The group first: who becomes a member after it was read changes nothing that is decided by it,
         # but for the place of the first one, whose change its comparison finds.
         group = Groups(cloud).find(group_ref, namespace)
+        known = Facts(cloud.store) if facts is None else facts
+        if is_fresh:
+            known.forget(group.value.uuid, "zones")
+        if group.value.policy is Policy.AFFINITY:
+            # Where they are, the group says; whether there are any decides, and is never old.
+            found, is_new = tuple(members(cloud.store, group.value.uuid, limit=1)), True
+        else:
+            found, is_new = known.members(group.value.uuid)
         is_of_zones = group.value.scope is Scope.ZONE
         counts = Counter(
-            place
-            for member in members(cloud.store, group.value.uuid)
-            if (place := member.zone if is_of_zones else member.provider) is not None
+            place for member in found if (place := member.zone if is_of_zones else member.provider) is not None
         )
-        zones = None
-        if is_of_zones and not group.value.policy.is_soft:
-            admins = cloud.store.list(keys.ADMIN, Admin).items
-            zones = {keys.last(item.key): item.value.zone for item in admins}
-        return cls(cloud, namespace, quota, totals, group, Places(group.value, counts, is_followed), zones)
+        zones = known.zones() if is_of_zones and not group.value.policy.is_soft else None
+        beside = cls(cloud, namespace, quota, totals, group, Places(group.value, counts, is_followed), zones)
+        beside.may_be_old = not is_fresh and (not is_new or zones is not None)
+        return beside
 
     @property
     def are_members_apart(self) -> bool:

@@ -20,14 +20,17 @@ from typing import Any, TypeVar
 from ecompute.cluster import keys
 from ecompute.cluster.claims import incarnation_of
 from ecompute.cluster.closing import Bar, bar_of
-from ecompute.cluster.documents import Admin, Alive, Copy, Incarnation, NetworkHost, Node, Tagged
+from ecompute.cluster.documents import Admin, Alive, Copy, Incarnation, Member, NetworkHost, Node, Tagged
 from ecompute.cluster.store import Store, Versioned
+from eschedule.cloud.groups import members
 
 T = TypeVar("T")
 
 TTL_S = 5.0
 COUNT_TTL_S = 60.0
 """How many hosts there are settles the size of a shard, and changes slowly."""
+MEMBERS = 1000
+"""Of a group at most so many members are looked at: of more, they say enough of where the others are."""
 KEPT = 20_000
 """Facts kept at most; with more, those that are too old are thrown away."""
 
@@ -109,11 +112,12 @@ class Facts:
         }
 
     def forget(self, *names: Hashable) -> None:
-        """Read again what is known of these: hosts by their provider, ``incarnation``, a network's name."""
+        """Read again what is known of these: hosts and groups by their uuid, ``incarnation``, ``zones``."""
         with self._lock:
             for name in names:
                 self._known.pop(name, None)
                 self._known.pop(("host", name), None)
+                self._known.pop(("members", name), None)
 
     def _hosts(self, providers: Iterable[str]) -> dict[str, _Host]:
         return self._many("host", providers, self._read_hosts)
@@ -156,6 +160,34 @@ class Facts:
             return counts
 
         return self._one(("tag", namespace, tag), read)
+
+    def members(self, group: str) -> tuple[tuple[Member, ...], bool]:
+        """Return the members of a group, the first `MEMBERS` of them, and whether they were read just now."""
+        is_new = False
+
+        def read() -> list[Member]:
+            nonlocal is_new
+            is_new = True
+            return members(self._store, group, limit=MEMBERS)
+
+        found = self._one(("members", group), read)
+        with self._lock:
+            return tuple(found), is_new
+
+    def joined(self, group: str, member: Member) -> None:
+        """Take note of a member that was launched here."""
+        with self._lock:
+            known = self._known.get(("members", group))
+            if known is not None:
+                known[1].append(member)
+
+    def zones(self) -> dict[str, str | None]:
+        """Return {provider: its zone} of all hosts of which anything was said."""
+
+        def read() -> dict[str, str | None]:
+            return {keys.last(item.key): item.value.zone for item in self._store.list(keys.ADMIN, Admin).items}
+
+        return self._one("zones", read)
 
     def load(self, provider: str) -> float | None:
         """Return how busy a host is now, 0 to 1; None: it does not say. It may rank, and never refuse."""

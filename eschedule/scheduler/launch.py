@@ -29,7 +29,7 @@ from uuid import uuid4
 from ecompute.cluster import keys
 from ecompute.cluster.chosen import Chosen
 from ecompute.cluster.claims import Claim
-from ecompute.cluster.documents import Alive, Incarnation, Instance, Node
+from ecompute.cluster.documents import Alive, Incarnation, Instance, Member, Node
 from ecompute.cluster.errors import (
     ClaimRefused,
     CloudError,
@@ -164,7 +164,7 @@ class Launcher:
             if isinstance(chosen, Found):
                 return self._found_again(chosen.instance.value)
             uuid = str(uuid4()) if chosen is None else chosen.used.uuid
-            launch = _Launch(request, uuid, chosen, expires_at_s, self._beside(request))
+            launch = _Launch(request, uuid, chosen, expires_at_s, self._beside(request, is_fresh=False))
             try:
                 return self._launch(launch)
             except _Begun:
@@ -212,7 +212,7 @@ class Launcher:
         question = for_launch(candidates_query(request.query))
         return self._offers.of(question, request.host, only=beside.only, is_wide=bool(beside.excluded))
 
-    def _beside(self, request: LaunchRequest, *, is_followed: bool = False) -> Beside:
+    def _beside(self, request: LaunchRequest, *, is_followed: bool = False, is_fresh: bool = True) -> Beside:
         totals = candidates_query(request.query).totals
         return Beside.read(
             self._cloud,
@@ -220,6 +220,8 @@ class Launcher:
             group_ref=request.group,
             totals=totals,
             is_followed=is_followed,
+            facts=self._facts,
+            is_fresh=is_fresh,
         )
 
     def _ranked(self, launch: _Launch, offer: Offer, known: dict[str, Target]) -> list[Ranked]:
@@ -256,9 +258,10 @@ class Launcher:
                 return launched
             if launch.beside is not beside:
                 continue  # its group was given another place meanwhile, which these offers need not have held
-            if not beside.is_following:
+            if not (beside.is_following or beside.may_be_old):
                 break
-            launch.beside = self._beside(launch.request)  # nothing came of the place that another wanted
+            # Nothing came of the place that another wanted, or of the hosts that were left to its group.
+            launch.beside = self._beside(launch.request)
         if launch.outrun:
             raise launch.outrun[-1]  # there may be room there
         raise self._no_room(launch.request, launch.beside, launch.found)
@@ -438,6 +441,9 @@ class Launcher:
         why = "; ".join(str(reason) for reason in choice.reasons)
         event = ("requested", f"claimed on {target.name}, and asked of it: {why}")
         claim.request(list(order.compares), [*order.operations, *self._cloud.events.begin(INSTANCE, uuid, [event])])
+        if launch.beside.group_uuid is not None:
+            member = Member(instance_uuid=uuid, provider=target.provider, zone=target.zone)
+            self._facts.joined(launch.beside.group_uuid, member)
         return launched_of(order.instance, target.name, is_alive=target.is_alive, reasons=choice.reasons)
 
     def _found(self, uuid: str, target: Target, reasons: tuple[Reason, ...]) -> Launched:

@@ -20,6 +20,7 @@ from eschedule.cloud.connection import Cloud
 from eschedule.cloud.groups import Groups
 from eschedule.cloud.instances import Instances
 from eschedule.cloud.quotas import Quotas
+from eschedule.scheduler import beside, facts
 from eschedule.scheduler.beside import Beside, BesideChanged
 from eschedule.scheduler.launch import Launched, Launcher
 
@@ -123,6 +124,49 @@ def test_of_ten_racing_for_four_hosts_four_run_each_on_its_own(
     assert {uuid for host in hosts for uuid in host.claims()} == {one.uuid for one in launched}
     assert members_of(store, group).keys() == {one.uuid for one in launched}
     assert store.keys(keys.INTENTS)[0] == []
+
+
+@pytest.mark.parametrize("policy", [Policy.ANTI_AFFINITY, Policy.SOFT_ANTI_AFFINITY, Policy.AFFINITY])
+def test_launches_into_one_group_read_its_members_once(
+    policy: Policy,
+    cloud: Cloud,
+    make_host: Callable[..., Any],
+    make_request: Callable[..., Any],
+    make_group: Callable[..., Group],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hosts = [make_host() for _ in range(4)]
+    group = make_group(policy)
+    read: list[int] = []
+    real = facts.members
+
+    def counted(store: Store, uuid: str, *, limit: int | None = None) -> list[Member]:
+        found = real(store, uuid, limit=limit)
+        read.append(len(found))
+        return found
+
+    monkeypatch.setattr(facts, "members", counted)
+    monkeypatch.setattr(beside, "members", counted)
+    launcher = Launcher(cloud)
+    launched = [launcher.launch(make_request(group=group.name)) for _ in hosts]
+    places = Counter(one.provider for one in launched)
+    assert sorted(places.values()) == ([4] if policy is Policy.AFFINITY else [1, 1, 1, 1])
+    assert sum(read) <= (4 if policy is Policy.AFFINITY else 0), "it counts on its own what it launches"
+
+
+def test_a_place_that_a_member_has_left_is_taken_by_the_next(
+    cloud: Cloud, make_host: Callable[..., Any], make_request: Callable[..., Any], make_group: Callable[..., Group]
+) -> None:
+    host = make_host()
+    group = make_group(Policy.ANTI_AFFINITY)
+    launcher, instances = Launcher(cloud), Instances(cloud)
+    first = launcher.launch(make_request(group=group.name))
+    with pytest.raises(NoRoom, match=f"group {group.name} keeps its members apart, and has one in 1 host"):
+        launcher.launch(make_request(group=group.name))
+    instances.destroy(instances.find(first.uuid, "system"))
+    host.report(first.uuid, State.DELETED, is_gone=True)
+    instances.finish(first.uuid)
+    assert launcher.launch(make_request(group=group.name)).provider == host.provider
 
 
 def test_fewer_than_there_are_hosts_all_run_apart(
