@@ -25,12 +25,13 @@ from ecompute.cluster import keys
 from ecompute.cluster.asking import NOTHING, PRESENCE, ask
 from ecompute.cluster.documents import Operation, UsedUuid
 from ecompute.cluster.errors import CloudError, CompareFailed, Unavailable
-from ecompute.cluster.events import HOST, LEAD, Events
+from ecompute.cluster.events import HOST, INSTANCE, LEAD, Events
 from ecompute.cluster.store import Compare, Delete, DeletePrefix, Op, Put, Store, Versioned, absent, unchanged
 from ecompute.cluster.upkeep.decide import GRACE_S, Leaks, Look, Question, keep, leaks, releases
 from ecompute.cluster.upkeep.duties import Charge, Duty, EachAlone, NotLeading
 from ecompute.cluster.upkeep.findings import Finding, findings
 from ecompute.cluster.upkeep.looks import take_full, take_short
+from ecompute.cluster.upkeep.misfits import Misfit
 from ecompute.cluster.upkeep.reclaim import Outcome, Reclaimer
 
 if TYPE_CHECKING:
@@ -131,6 +132,9 @@ class Audit:
             reason = f"there is no {belonging.owner}"
             compares = [absent(belonging.owner)]
             self._each(f"{key} could not be deleted", self._delete, key, belonging.mod_revision, reason, compares)
+        for misfit in found.misfits:
+            if misfit.operations:
+                self._each(f"{misfit.kind} {misfit.subject} could not be put right", self._put_right, misfit)
         hosts = {question.consumer: question.provider for question in found.questions}
         nothing_there = self._without_anything(found.questions)
         released = tuple(
@@ -214,6 +218,19 @@ class Audit:
         except CompareFailed:
             return  # it is back
         log.warning("deleted what %s had told: no host has it", provider)
+
+    def _put_right(self, misfit: Misfit) -> bool:
+        """Put right what nobody has written since the look."""
+        operations = list(misfit.operations)
+        if misfit.instance_uuid is not None:
+            says = f"the audit has put right {misfit.kind} {misfit.subject}"
+            operations.append(self._events.record(INSTANCE, misfit.instance_uuid, "repaired", says))
+        try:
+            self._store.commit([*misfit.compares, *self._guard()], operations)
+        except CompareFailed:
+            return False
+        log.warning("put right %s %s", misfit.kind, misfit.subject)
+        return True
 
     def _release(self, consumer: str, host: str) -> bool:
         self._guard()  # placement cannot compare it: at least it held a moment ago

@@ -27,6 +27,7 @@ from typing import Protocol, TypeVar
 
 from ecompute.cluster.documents import Assignment, Instance, Interface, Role, Seen, State
 from ecompute.cluster.placement.documents import OUR_CONSUMERS, Allocations
+from ecompute.cluster.upkeep.misfits import Misfit
 
 GRACE_S = 60.0
 """How long an intent or a claim may stand unchanged, on the auditor's own clock."""
@@ -205,6 +206,8 @@ class Look:
     """By key: what it goes with is not there."""
     abandoned: frozenset[str] = frozenset()
     """Providers of no host that etcd knows, which have told something of themselves."""
+    misfits: frozenset[Misfit] = frozenset()
+    """What does not fit together of interfaces, ports, locks, members and floating addresses."""
 
 
 @dataclass(frozen=True)
@@ -248,6 +251,8 @@ class Leaks:
     """Keys to be deleted, comparing the mod revision, and that the owner is not there."""
     abandoned: tuple[str, ...] = ()
     """Providers of no host of which something is told, to be reported: the host may be back."""
+    misfits: tuple[Misfit, ...] = ()
+    """Each to be put right by its own transaction, where it has one."""
 
 
 def leaks(before: Look | None, now: Look, grace_s: float = GRACE_S) -> Leaks:
@@ -292,6 +297,7 @@ def leaks(before: Look | None, now: Look, grace_s: float = GRACE_S) -> Leaks:
         beyond=_unlike_in_both(before, now, Unlike.BEYOND),
         ownerless={key: found for key, found in now.ownerless.items() if before.ownerless.get(key) == found},
         abandoned=tuple(sorted(now.abandoned & before.abandoned)),
+        misfits=tuple(sorted(now.misfits & before.misfits, key=lambda misfit: (misfit.kind, misfit.subject))),
     )
 
 

@@ -11,6 +11,7 @@ from enum import StrEnum
 
 from ecompute.cluster.documents import HostAudit
 from ecompute.cluster.upkeep.decide import Leaks
+from ecompute.cluster.upkeep.misfits import Kind
 
 
 class What(StrEnum):
@@ -31,6 +32,18 @@ class What(StrEnum):
     FOREIGN = "foreign-allocation"
 
 
+REPAIRS = {
+    Kind.FLOATING: "detach it",
+    Kind.STRANGE: "take the address from the port",
+    Kind.PORT: "delete it",
+    Kind.INTERFACE: "put its port there again",
+    Kind.LOCK: "delete it",
+    Kind.UNLOCKED: "lock it for the port",
+    Kind.TAKEN: "none: an operator's matter; another interface has locked it",
+    Kind.UNMEMBERED: "make the host a member",
+}
+"""What is done about what does not fit of interfaces and what goes with them."""
+
 FURTHER = "further-findings"
 """Of a host that found more than a document should hold."""
 
@@ -40,7 +53,7 @@ class Finding:
     """One thing that two looks in a row agree on."""
 
     what: str
-    """One of `What`, or of what a host tells."""
+    """One of `What` or of `Kind`, or of what a host tells."""
     subject: str
     """A consumer, an instance, a provider, a key; on a host also a file or a device."""
     where: tuple[str, ...]
@@ -108,6 +121,7 @@ def findings(leaks: Leaks) -> tuple[Finding, ...]:
         )
         for provider, name in leaks.overfull
     ]
+    found += [Finding(misfit.kind, misfit.subject, (), REPAIRS[misfit.kind]) for misfit in leaks.misfits]
     found += [Finding(What.FOREIGN, consumer, (), "none: it is not ours") for consumer in leaks.foreign]
     return tuple(sorted(found, key=lambda f: (f.what, f.subject, f.where)))
 

@@ -21,6 +21,8 @@ from ecompute.cluster.placement.documents import OUR_CONSUMERS
 from ecompute.cluster.store import Store
 from ecompute.cluster.upkeep import owners
 from ecompute.cluster.upkeep.decide import Held, HostLook, Look, Unlike, unlike
+from ecompute.cluster.upkeep.misfits import Holder
+from ecompute.cluster.upkeep.wires import take_misfits
 
 if TYPE_CHECKING:
     from ecompute.cluster.placement import Placement
@@ -77,9 +79,11 @@ def take_full(
     intents = _intents(store)
     instances: dict[str, State] = {}
     unlike_: dict[str, Unlike] = {}
+    interfaces: dict[str, Holder] = {}
     for item in store.each(keys.INSTANCES, Instance):
         uuid, claim = item.value.uuid, item.value.claim
         instances[uuid] = item.value.state
+        interfaces[uuid] = Holder.of(item)
         if claim and uuid in held and item.value.state is State.INITIAL:
             how = unlike({provider: row for provider, row in claim.items() if provider not in below}, held[uuid])
             if how is not None:
@@ -132,6 +136,7 @@ def take_full(
         unlike=unlike_,
         ownerless=owners.ownerless(store),
         abandoned=owners.abandoned(store, nodes),
+        misfits=take_misfits(store, interfaces),
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import fields
 from ecompute.cluster.documents import HostAudit, HostFinding
 from ecompute.cluster.upkeep.decide import Belonging, Leaks, Question
 from ecompute.cluster.upkeep.findings import FURTHER, What, findings, of_hosts
+from ecompute.cluster.upkeep.misfits import Kind, Misfit
 
 EVERYTHING = Leaks(
     intents={"c1": 7},
@@ -24,16 +25,17 @@ EVERYTHING = Leaks(
     beyond=("u5",),
     ownerless={"/names/system/network/n/u6": Belonging("/networks/u6", 9)},
     abandoned=("p7",),
+    misfits=tuple(Misfit(kind, f"the subject of {kind}") for kind in Kind),
 )
 
 
 def test_everything_that_two_looks_agree_on_is_a_finding() -> None:
     assert all(getattr(EVERYTHING, field.name) for field in fields(Leaks)), "or the test tests less"
     found = findings(EVERYTHING)
-    assert {finding.what for finding in found} == set(What)
+    assert {finding.what for finding in found} == {*What, *Kind}
     assert {finding.subject for finding in found} == {
         "c1", "c2", "c3", "c4", "/tags/system/web/u1", "u2", "p3", "p4", "u3", "p6 VCPU", "u4", "u5",
-        "/names/system/network/n/u6", "p7", "/networks/n1/hosts/p7",
+        "/names/system/network/n/u6", "p7", "/networks/n1/hosts/p7", *(f"the subject of {kind}" for kind in Kind),
     }  # fmt: skip
     assert next(finding for finding in found if finding.subject == "c2").where == ("p1", "p2")
     assert findings(Leaks()) == ()
