@@ -182,7 +182,10 @@ def test_one_shard_is_asked_first_and_then_the_whole_cloud(
     [
         ("resources=VCPU:1,MEMORY_MB:1,DISK_GB:1,VPCU:1", "No such resource class VPCU; did you mean"),
         ("resources=VCPU:1,MEMORY_MB:1,DISK_GB:1&required=HW_CPU_X86_AVX22", "did you mean HW_CPU_X86_AVX2"),
-        ("resources=VCPU:1,MEMORY_MB:1,DISK_GB:1&member_of=" + str(uuid.uuid4()), "no host is in aggregate"),
+        (
+            "resources=VCPU:1,MEMORY_MB:1,DISK_GB:1&member_of=5f0c3a86-8f0f-4b67-9d5e-7f3a0a8d3c11",
+            "no host is in aggregate",
+        ),
         ("resources=VCPU:0,MEMORY_MB:1,DISK_GB:1", "VCPU is zero"),
         ("resources=VCPU:-1,MEMORY_MB:1,DISK_GB:1", "not an amount of VCPU"),
         ("resources=VCPU:1.5,MEMORY_MB:1,DISK_GB:1", "not an amount of VCPU"),
