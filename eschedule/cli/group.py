@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ecompute.cluster.terminal import say
+from ecompute.cluster.terminal import put, say
 from eschedule.cli.completion import complete_group
 from eschedule.cli.output import format_option, show_one, show_rows
 from eschedule.cli.settings import Settings
@@ -18,6 +18,7 @@ POLICIES = ("anti-affinity", "affinity", "soft-anti-affinity", "soft-affinity")
 SCOPES = ("host", "zone")
 FIELDS = ("name", "uuid", "namespace", "policy", "scope", "place", "created_at")
 COLUMNS = ("name", "policy", "scope", "uuid")
+MEMBER_FIELDS = ("name", "uuid", "host", "zone")
 
 
 @click.group()
@@ -96,12 +97,24 @@ def show(settings: Settings, group: str, output: str) -> int:
     with settings.cloud() as cloud:
         from eschedule.cloud.groups import Groups
         from eschedule.cloud.hosts import Hosts
+        from eschedule.cloud.instances import Instances
 
         groups = Groups(cloud)
         found = groups.find(group, settings.namespace).value
         members = groups.members(found)
-        hosts = {provider: Hosts(cloud).name(provider) for provider in {member.provider for member in members}}
-    show_one(describe(found) | {"members": [_describe_member(member, hosts) for member in members]}, output)
+        places = {member.provider for member in members} | {found.place or ""}
+        hosts = Hosts(cloud).names_of(places)
+        instances = Instances(cloud).several([member.instance_uuid for member in members])
+        names = {item.value.uuid: item.value.name for item in instances}
+    rows = [_describe_member(member, names, hosts) for member in members]
+    if output != "table":
+        show_one(describe(found) | {"members": rows}, output)
+        return 0
+    row = describe(found)
+    show_one(row | {"place": hosts.get(found.place or "", found.place), "members": len(rows)}, output)
+    if rows:
+        put("")
+        show_rows(rows, output, fields=MEMBER_FIELDS, columns=MEMBER_FIELDS)
     return 0
 
 
@@ -134,5 +147,11 @@ def describe(group: Group) -> dict[str, Any]:
     }
 
 
-def _describe_member(member: Member, hosts: dict[str, str]) -> dict[str, Any]:
-    return {"uuid": member.instance_uuid, "host": hosts[member.provider], "zone": member.zone}
+def _describe_member(member: Member, names: dict[str, str], hosts: dict[str, str]) -> dict[str, Any]:
+    """Return one member: `MEMBER_FIELDS`, in order."""
+    return {
+        "name": names.get(member.instance_uuid),
+        "uuid": member.instance_uuid,
+        "host": hosts.get(member.provider, member.provider),
+        "zone": member.zone,
+    }

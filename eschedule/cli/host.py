@@ -331,17 +331,31 @@ def _each(
     output: str,
     timeout_s: float | None = None,
 ) -> int:
-    """Change hosts, and show them as they are then. All are found before any is changed."""
+    """Change hosts, and show them as they are then. All are found before any is changed.
+
+    Where placement does not answer, all are changed as far as that goes, and the first error is raised.
+    """
     with settings.cloud() as cloud:
+        from ecompute.cluster.errors import PlacementUnavailable
+        from eschedule.cloud.half_done import half_done
         from eschedule.cloud.hosts import Hosts
 
         found = Hosts(cloud)
         nodes = list({node.provider: node for node in map(found.find, refs)}.values())
+        failures = []
         for node in nodes:
-            change(found, node)
+            try:
+                change(found, node)
+            except PlacementUnavailable as error:
+                failures.append(error)
+        if failures:
+            for failure in failures[1:]:
+                say(str(failure.args[0]))
+            raise failures[0]
         if timeout_s is not None:
             _wait_until_empty(found, nodes, timeout_s)
-        rows = [describe_host(found.view(node)) for node in nodes]
+        with half_done(f"it is said of {', '.join(node.name for node in nodes)}", "it cannot be shown"):
+            rows = [describe_host(found.view(node)) for node in nodes]
     _show(rows, output, HOST_FIELDS, HOST_COLUMNS)
     return 0
 

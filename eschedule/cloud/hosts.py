@@ -13,6 +13,7 @@ Safe from several threads.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from msgspec import structs
@@ -26,6 +27,7 @@ from ecompute.cluster.given import OUR_TRAITS, Said
 from ecompute.cluster.placement import Summary
 from ecompute.cluster.saying import close, say
 from eschedule.cloud.connection import Cloud
+from eschedule.cloud.half_done import half_done
 from eschedule.cloud.zones import Zones, check_zone
 
 TEXT_LIMIT = 200
@@ -93,6 +95,11 @@ class Hosts:
         found = self._cloud.store.get(keys.node(provider), Node)
         return provider if found is None else found.value.name
 
+    def names_of(self, providers: Iterable[str]) -> dict[str, str]:
+        """Return {provider: host name} of those of ``providers`` that have ever registered."""
+        wanted = [keys.node(provider) for provider in sorted(providers) if keys.is_uuid(provider)]
+        return {item.value.provider: item.value.name for item in self._cloud.store.get_many(wanted, Node).items}
+
     def all(self) -> list[HostView]:
         """Return every host that has ever registered, by name."""
         store = self._cloud.store
@@ -156,6 +163,7 @@ class Hosts:
 
         Raises:
             InvalidInput: the reason cannot be one.
+            PlacementUnavailable: no launch lands there any more; placement will be told by the host's daemon.
         """
         check_text("reason", reason)
         if state is AdminState.ACTIVE:
@@ -166,7 +174,12 @@ class Hosts:
             return said(admin, state=state, reason=reason or (admin.reason if is_same else ""))
 
         _, after = say(self._cloud.store, node.provider, change)
-        close(self._cloud.store, self._cloud.placement, node.provider)
+        bar = bar_of(node, after)
+        with half_done(
+            f"{node.name} {'is closed' if bar is None else bar.says}: no launch lands there any more",
+            "placement still offers it, until its daemon or this command again has told it",
+        ):
+            close(self._cloud.store, self._cloud.placement, node.provider)
         return after
 
     def activate(self, node: Node) -> Admin:
@@ -193,6 +206,7 @@ class Hosts:
         Raises:
             InvalidInput: one of them cannot be meant.
             Refused: an instance there belongs to a group whose places are zones.
+            PlacementUnavailable: it is said; placement will be told by the host's daemon.
         """
         if zone:
             check_zone(zone)
@@ -215,7 +229,11 @@ class Hosts:
         _, after = say(
             self._cloud.store, node.provider, change, beside=lambda before, after: zones.move(node, before, after)
         )
-        self._apply(node, zones, zone, traits, no_traits)
+        with half_done(
+            f"it is said of {node.name}",
+            "queries for its traits or zone find it once its daemon, or this command again, has told placement",
+        ):
+            self._apply(node, zones, zone, traits, no_traits)
         return after
 
     def _apply(

@@ -20,6 +20,7 @@ from ecompute.cluster.errors import CompareFailed, Conflict, NotFound
 from ecompute.cluster.failpoint import reach
 from ecompute.cluster.store import Delete, Put, Versioned, absent, unchanged
 from ecompute.cluster.upkeep.quotas import QuotaKeeper
+from eschedule.cloud.half_done import half_done
 
 if TYPE_CHECKING:
     from eschedule.cloud.connection import Cloud
@@ -76,7 +77,8 @@ class Quotas:
         Raises:
             InvalidInput: a limit cannot be one.
             Conflict: somebody else is changing them too.
-            Unavailable: what was begun is finished by the next call, or by the lead.
+            Unavailable: what was begun is finished by the next call, or by the lead; that of placement says
+                what took effect.
         """
         checked = {name: None if limit is None else quotas.checked_limit(name, limit) for name, limit in change.items()}
         keeper = QuotaKeeper(self._store, self._cloud.placement)
@@ -92,8 +94,13 @@ class Quotas:
             except CompareFailed:
                 continue
             on_step("counting what is there already")
-            keeper.converge(namespace)
-            return self.view(namespace)
+            with half_done(
+                f"the limits of {namespace} are written",
+                "they hold once the lead, or this command again, has told placement",
+            ):
+                keeper.converge(namespace)
+            with half_done(f"the limits of {namespace} hold", "what is used of them cannot be shown"):
+                return self.view(namespace)
         raise Conflict(f"the quota of {namespace} keeps changing", hint="try again")
 
     def _write(
@@ -105,7 +112,8 @@ class Quotas:
             return
         incarnation = incarnation_of(self._store)
         quota = Quota(namespace=namespace, provider=str(uuid4()), phase=QuotaPhase.COUNTING, limits=limits)
-        keeper.create(quota)
+        with half_done(f"namespace {namespace} still has no limit", "say it again when placement answers"):
+            keeper.create(quota)
         key = keys.quota(namespace)
         try:
             self._store.commit([absent(key), unchanged(incarnation)], [Put(key, quota)])
@@ -124,7 +132,11 @@ class Quotas:
         if found is not None:
             self._store.commit([unchanged(found)], [Delete(found.key)])
             on_step("taking the rows away")
-            keeper.remove(namespace, found.value.provider)
+            with half_done(
+                f"namespace {namespace} has no limit any more",
+                "what counted them in placement is taken away by the lead, or by this command again",
+            ):
+                keeper.remove(namespace, found.value.provider)
         return QuotaView(namespace, None, {})
 
 

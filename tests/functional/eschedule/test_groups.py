@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -488,6 +489,28 @@ def test_the_commands_make_show_and_delete(tool: Any, store: Store, make_host: A
     assert again.returncode == 1
     assert again.stderr.count("\n") == 1
     store.commit([], [Delete(keys.ADMIN + "none")])
+
+
+def test_a_group_is_shown_with_its_members_by_name(
+    tool: Any,
+    cloud: Cloud,
+    make_host: Callable[..., Any],
+    make_request: Callable[..., Any],
+    make_group: Callable[..., Group],
+) -> None:
+    host = make_host()
+    group = make_group(Policy.AFFINITY)
+    launched = [Launcher(cloud).launch(make_request(group=group.name, name=f"web-{n}")) for n in (1, 2)]
+    members = [{"name": one.name, "uuid": one.uuid, "host": host.name, "zone": None} for one in launched]
+    shown = json.loads(tool("group", "show", group.name, "-o", "json").stdout)
+    assert shown["members"] == sorted(members, key=lambda member: str(member["uuid"]))
+    assert shown["place"] == host.provider
+    head, _, table = tool("group", "show", group.name).stdout.partition("\n\n")
+    assert f"place       {host.name}\n" in head
+    assert head.endswith("members     2")
+    lines = table.splitlines()
+    assert lines[0].split() == ["NAME", "UUID", "HOST", "ZONE"]
+    assert sorted(line.split() for line in lines[1:]) == [[one.name, one.uuid, host.name, "-"] for one in launched]
 
 
 @pytest.mark.parametrize(

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import yaml
 
 from ecompute.cluster import keys
 from ecompute.cluster.closing import DISABLED, closed
+from ecompute.cluster.config import Config, PlacementSettings
 from ecompute.cluster.documents import (
     Admin,
     AdminState,
@@ -22,7 +25,16 @@ from ecompute.cluster.documents import (
     Zone,
     timestamp,
 )
-from ecompute.cluster.errors import Ambiguous, ClaimRefused, Conflict, InvalidInput, NoRoom, NotFound, Refused
+from ecompute.cluster.errors import (
+    Ambiguous,
+    ClaimRefused,
+    Conflict,
+    InvalidInput,
+    NoRoom,
+    NotFound,
+    PlacementUnavailable,
+    Refused,
+)
 from ecompute.cluster.placement import Placement
 from ecompute.cluster.store import Put, Store
 from eschedule.cloud.connection import Cloud
@@ -323,3 +335,47 @@ def test_the_commands_show_what_they_have_done(
     unknown = tool("host", "maintain", "nobody", host.name)
     assert unknown.returncode == 1
     assert cloud.store.get(keys.admin(host.provider), Admin).value.state is AdminState.ACTIVE  # type: ignore[union-attr]
+
+
+# --- placement does not answer ---
+
+
+@pytest.fixture
+def without_placement(settings: Config) -> Iterator[Cloud]:
+    """The cloud, with a placement that is down."""
+    with Cloud(dataclasses.replace(settings, placement=PlacementSettings(endpoint="http://127.0.0.1:1"))) as opened:
+        yield opened
+
+
+def test_what_is_said_of_a_host_while_placement_is_down_holds_in_etcd_and_the_error_says_so(
+    without_placement: Cloud, store: Store, make_host: Callable[..., Any]
+) -> None:
+    host = make_host()
+    hosts = Hosts(without_placement)
+    with pytest.raises(PlacementUnavailable) as raised:
+        hosts.drain(hosts.find(host.name), AdminState.DRAINING, "a fan")
+    assert str(raised.value).startswith(f"{host.name} is draining: a fan: no launch lands there any more; placement ")
+    assert "its daemon or this command again" in str(raised.value)
+    assert admin(store, host.provider).state is AdminState.DRAINING
+    with pytest.raises(PlacementUnavailable) as raised:
+        hosts.set(hosts.find(host.name), zone="north", traits=frozenset({"CUSTOM_SSD"}))
+    assert str(raised.value).startswith(f"it is said of {host.name}; queries for its traits or zone find it once its ")
+    assert (admin(store, host.provider).zone, admin(store, host.provider).traits) == ("north", ("CUSTOM_SSD",))
+
+
+def test_several_hosts_are_all_drained_though_placement_is_down(
+    tool: Any, store: Store, make_host: Callable[..., Any]
+) -> None:
+    first, second = make_host(), make_host()
+    document = yaml.safe_load(tool.config.read_text())
+    tool.config.write_text(yaml.safe_dump(document | {"placement": {"endpoint": "http://127.0.0.1:1"}}))
+    done = tool("host", "drain", first.name, second.name)
+    assert done.returncode == 1
+    for host in (first, second):
+        assert f"{host.name} is draining: no launch lands there any more" in done.stderr
+        assert admin(store, host.provider).state is AdminState.DRAINING
+    assert done.stderr.count("\n") == 2
+    opened = tool("host", "activate", first.name)
+    assert opened.returncode == 1
+    assert opened.stderr.startswith(f"error: it is said of {first.name}; it cannot be shown; placement at ")
+    assert admin(store, first.provider).state is AdminState.ACTIVE

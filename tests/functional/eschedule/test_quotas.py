@@ -16,7 +16,7 @@ import pytest
 from ecompute.cluster import keys
 from ecompute.cluster.config import PlacementSettings
 from ecompute.cluster.documents import Instance, Quota, QuotaPhase
-from ecompute.cluster.errors import CloudError, InvalidInput, QuotaExceeded
+from ecompute.cluster.errors import CloudError, InvalidInput, PlacementUnavailable, QuotaExceeded
 from ecompute.cluster.store import Store
 from ecompute.cluster.upkeep.duties import Charge
 from ecompute.cluster.upkeep.quotas import QUOTAS, QuotaKeeper
@@ -429,3 +429,26 @@ def test_one_request_in_three_to_placement_fails_and_the_quota_is_kept_and_exact
     assert {uuid_ for host in hosts for uuid_ in host.claims()} == held
     # What was not settled has its intent, by which the audit finds it.
     assert left <= {keys.last(key) for key in store.keys(keys.INTENTS)[0]}
+
+
+def test_what_is_said_of_limits_while_placement_is_down_is_told_as_far_as_it_went(
+    settings: Any, cloud: Cloud, store: Store, make_host: Callable[..., Any], namespace: str
+) -> None:
+    make_host()
+    other = f"{namespace}-2"
+    Quotas(cloud).set(namespace, {"VCPU": 4})
+    with Cloud(dataclasses.replace(settings, placement=PlacementSettings(endpoint="http://127.0.0.1:1"))) as away:
+        quotas = Quotas(away)
+        with pytest.raises(PlacementUnavailable, match=f"^namespace {other} still has no limit; say it again when"):
+            quotas.set(other, {"VCPU": 1})
+        assert store.get(keys.quota(other), Quota) is None
+        with pytest.raises(
+            PlacementUnavailable, match=f"^the limits of {namespace} are written; they hold once the lead"
+        ):
+            quotas.set(namespace, {"VCPU": 2})
+        assert quota_of(store, namespace).limits == {"VCPU": 2}
+        with pytest.raises(
+            PlacementUnavailable, match=f"^namespace {namespace} has no limit any more; what counted them"
+        ):
+            quotas.set(namespace, {"VCPU": None})
+        assert store.get(keys.quota(namespace), Quota) is None

@@ -6,6 +6,7 @@ by default fits a small machine. Hosts have room for a part of the instances: th
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import random
 import threading
@@ -211,6 +212,7 @@ def test_a_burst_exceeds_no_capacity_and_leaks_nothing_while_hosts_are_drained_a
     make_racers: Callable[[int], list[Any]],
     history: Callable[[EtcdProcess, Store], Iterator[Any]],
 ) -> None:
+    faulthandler.cancel_dump_traceback_later()  # pytest's own, of 660 s: this has a limit of its own
     rng = random.Random(LAUNCHES)
     requests = [dict(zip(("VCPU", "MEMORY_MB", "DISK_GB"), rng.choice(SHAPES), strict=True)) for _ in range(LAUNCHES)]
     totals = {
