@@ -15,7 +15,6 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from uuid import UUID, uuid5
 
 from ecompute.cluster import keys
 from ecompute.cluster.addressing import mac_address
@@ -23,8 +22,9 @@ from ecompute.cluster.documents import Assignment, ConfigDrive, Role, Secrets
 from ecompute.cluster.errors import HypervisorError, NetworkError, StorageError, Unavailable
 from ecompute.guest import configdrive
 from ecompute.guest.drive import drive
-from ecompute.hypervisor.api import Hypervisor
+from ecompute.hypervisor.api import FoundDomain, Hypervisor
 from ecompute.hypervisor.domain import DomainPlan, TapPlan
+from ecompute.instances.interfaces import Difference, difference, lan_uuid
 from ecompute.instances.terms import Found, Step
 from ecompute.network.links import Links
 from ecompute.network.membership import Memberships
@@ -40,6 +40,9 @@ DEADLINE_S: dict[Step, float] = {
     Step.JOIN_NETWORK: 60.0,
     Step.DEFINE: 60.0,
     Step.START: 180.0,
+    Step.ATTACH: 120.0,
+    Step.DETACH: 300.0,
+    Step.LEAVE_OTHERS: 60.0,
     Step.STOP: 90.0,
     Step.UNDEFINE: 60.0,
     Step.LEAVE_NETWORK: 60.0,
@@ -177,19 +180,31 @@ class Actuator:
         files = self.files(uuid)
         _sweep(files)
         is_to_go = assignment is not None and assignment.role is Role.ABSENT
+        differs = self._difference(uuid, assignment, domain)
         return Found(
             domain=None if domain is None else domain.power,
             has_disk=files.directory.exists() if is_to_go else files.disk.exists(),
             has_config_drive=files.config_drive.exists(),
             has_network=self._has_network(uuid, assignment),
+            is_to_attach=bool(differs.missing),
+            is_to_detach=bool(differs.surplus),
+            is_to_leave=assignment is not None and not is_to_go and self._memberships.has_others(uuid, assignment),
+            is_mac_taken=differs.is_mac_taken,
         )
+
+    def _difference(self, uuid: str, assignment: Assignment | None, domain: FoundDomain | None) -> Difference:
+        if assignment is None or assignment.role is not Role.RUN or domain is None or domain.interfaces is None:
+            return Difference()
+        return difference(uuid, self._interfaces(assignment), domain.interfaces)
 
     def _has_network(self, uuid: str, assignment: Assignment | None) -> bool:
         if assignment is None:
             return False
         if assignment.role is Role.RUN:
             return all(self._memberships.has_joined(uuid, interface) for interface in assignment.spec.interfaces)
-        return any(self._memberships.has_to_leave(uuid, interface) for interface in assignment.spec.interfaces)
+        return self._memberships.has_others(uuid) or any(
+            self._memberships.has_to_leave(uuid, interface) for interface in assignment.spec.interfaces
+        )
 
     def do(self, step: Step, uuid: str, assignment: Assignment | None) -> None:
         """Do one step that changes the host.
@@ -220,6 +235,14 @@ class Actuator:
         elif step is Step.LEAVE_NETWORK:
             for interface in assignment.spec.interfaces:
                 self._memberships.leave(uuid, interface)
+            self._memberships.leave_others(uuid)
+        elif step is Step.ATTACH:
+            self._attach(assignment)
+        elif step is Step.DETACH:
+            for one in self._difference(uuid, assignment, self._hypervisor.get(uuid)).surplus:
+                self._hypervisor.detach(uuid, one.tap)
+        elif step is Step.LEAVE_OTHERS:
+            self._memberships.leave_others(uuid, assignment)
         elif step is Step.DEFINE:
             self._hypervisor.define(self.domain_plan(assignment))
         elif step is Step.START:
@@ -264,8 +287,23 @@ class Actuator:
         """Return the devices that the guest has while it runs."""
         return frozenset(tap.tap for tap in self._taps(assignment))
 
+    def _attach(self, assignment: Assignment) -> None:
+        missing = self._difference(assignment.uuid, assignment, self._hypervisor.get(assignment.uuid)).missing
+        with self._memberships.starting(one.tap for one in missing):
+            for one in missing:
+                self._hypervisor.attach(assignment.uuid, one)
+        for one in missing:
+            self._links.harden(one.tap)
+
     def _taps(self, assignment: Assignment) -> tuple[TapPlan, ...]:
-        taps = [
+        if self._bridge is None:
+            return self._interfaces(assignment)
+        lan = lan_uuid(assignment.uuid, self._bridge)
+        own = TapPlan(tap=tap_name(lan), bridge=self._bridge, mac=mac_address(lan), mtu=None, model="virtio")
+        return (*self._interfaces(assignment), own)
+
+    def _interfaces(self, assignment: Assignment) -> tuple[TapPlan, ...]:
+        return tuple(
             TapPlan(
                 tap=tap_name(interface.uuid),
                 bridge=bridge_name(interface.vni),
@@ -274,11 +312,7 @@ class Actuator:
                 model=interface.model,
             )
             for interface in assignment.spec.interfaces
-        ]
-        if self._bridge is not None:
-            lan = str(uuid5(UUID(assignment.uuid), self._bridge))
-            taps.append(TapPlan(tap=tap_name(lan), bridge=self._bridge, mac=mac_address(lan), mtu=None, model="virtio"))
-        return tuple(taps)
+        )
 
     def _fetch(self, assignment: Assignment) -> None:
         uuid = assignment.uuid

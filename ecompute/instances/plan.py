@@ -38,6 +38,9 @@ What it holds to:
   of the same epoch, the report counts as the record: a host whose memory was wiped does not build
   again what it has once built. So the record is written before the first report.
 
+- **Interfaces follow the assignment**, also while the guest runs: what the domain lacks is attached and what
+  it has beyond is detached, told by its taps. A generation is reported without an error only once that is so.
+
 Moves (``incoming``, ``outgoing``, another epoch) are not planned yet: such an instance is left alone.
 """
 
@@ -232,14 +235,21 @@ def _keep(
         steps += _made_ready(assignment, found)
         if found.domain is None:
             steps.append(Step.DEFINE)
-        steps += [Step.START, Step.REMEMBER_RUNNING, Step.REPORT_CREATED]
+        elif not found.has_interfaces:
+            steps += _defined_anew(assignment)
+        steps += [Step.START, Step.REMEMBER_RUNNING]
+        steps += [*([Step.LEAVE_OTHERS] if found.is_to_leave else []), Step.REPORT_CREATED]
         is_again = known.phase is Phase.RUNNING
         return Plan(tuple(steps), "it was on, and is not" if is_again else "its start is unfinished")
     steps = []
     if found.domain is None:
         steps += [*_made_ready(assignment, found), Step.DEFINE]
-    elif not is_down and not found.has_network:
-        steps.append(Step.JOIN_NETWORK)
+    elif is_down and not found.has_interfaces:
+        steps += _defined_anew(assignment)
+    elif not is_down:
+        steps += _plugged(found)
+    if found.is_to_leave or (found.is_to_detach and not is_down):
+        steps.append(Step.LEAVE_OTHERS)
     has_moved_on = found.domain not in (None, Power.UNKNOWN) and (
         record is None
         or record.phase is Phase.STARTING
@@ -253,6 +263,20 @@ def _keep(
     elif not says_the_same(Step.REPORT, assignment, known, found, None, reported):
         steps.append(Step.REPORT)
     return Plan(tuple(steps), "it is as wanted" if not steps else "it is here; what is known of it is put right")
+
+
+def _defined_anew(assignment: Assignment) -> list[Step]:
+    """Give a guest that is off other interfaces: they are told on its drive, which nobody reads now."""
+    return [*([] if assignment.spec.config_drive is ConfigDrive.NONE else [Step.CONFIG_DRIVE]), Step.DEFINE]
+
+
+def _plugged(found: Found) -> list[Step]:
+    """Give a guest that is on other interfaces: the network with its filter comes first, and goes last."""
+    joins = [Step.JOIN_NETWORK] if found.is_to_attach or not found.has_network else []
+    attaches = [*joins, *([Step.ATTACH] if found.is_to_attach else [])]
+    detaches = [Step.DETACH] if found.is_to_detach else []
+    # One that its guest does not let go of keeps no other waiting, unless the two had the same MAC.
+    return [*detaches, *attaches] if found.is_mac_taken else [*attaches, *detaches]
 
 
 def _refuse(assignment: Assignment, found: Found, known: Record, reported: Seen | None) -> Plan:

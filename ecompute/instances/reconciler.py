@@ -373,6 +373,9 @@ class InstanceReconciler:
                     self._memory.forget(work.uuid)
                 else:
                     self._actuator.do(step, work.uuid, wanted)
+                    if step is Step.DETACH and not self._memberships.has_others(work.uuid, wanted):
+                        # Its network may be one of which this daemon has taken no note: the scan sweeps it away.
+                        self._scanning.wake()
                 reach(f"{step}.after")
 
     def _record(self, step: Step, uuid: str, assignment: Assignment | None, error: str | None) -> Record:

@@ -45,9 +45,12 @@ def report(
     Args:
         assignment: the one that the plan was made from; None: nobody asks for the guest.
         record: the host's memory as it is now.
-        found: what is on the host now; of it only the domain's power is reported.
+        found: what is on the host now; of it the domain's power is reported, and, as an error, that its
+            interfaces are not those of the assignment.
     """
     is_gone = step in _GONE
+    if error is None and found.domain is not None and not found.has_interfaces and not is_gone:
+        error = "its guest does not have the interfaces yet that it is to have"
     if assignment is None:
         addresses: tuple[str, ...] = ()
         epoch, generation = (record.epoch if record is not None else 0), 0

@@ -32,6 +32,12 @@ class Step(StrEnum):
     REMEMBER_REMOVING = "remember-removing"
     REMEMBER_UNDOING = "remember-undoing"
     """Also the reason: it is to be reported by whoever ends the undoing."""
+    ATTACH = "attach"
+    """The interfaces that its domain lacks, now and for its next start."""
+    DETACH = "detach"
+    """The interfaces of ours that it is not to have; its guest has to let go."""
+    LEAVE_OTHERS = "leave-others"
+    """The networks that it has no interface on any more."""
     STOP = "stop"
     UNDEFINE = "undefine"
     LEAVE_NETWORK = "leave-network"
@@ -88,10 +94,23 @@ class Found:
     has_config_drive: bool = False
     has_network: bool = False
     """Its taps are there and joined to their bridges."""
+    is_to_attach: bool = False
+    """Its domain lacks an interface that is wanted."""
+    is_to_detach: bool = False
+    """Its domain has an interface of ours that is not wanted."""
+    is_to_leave: bool = False
+    """It is on a network that none of the wanted interfaces is on."""
+    is_mac_taken: bool = False
+    """One to detach has the MAC of one to attach, and goes first."""
 
     @property
     def is_nothing(self) -> bool:
         return self == Found()
+
+    @property
+    def has_interfaces(self) -> bool:
+        """Whether its domain has the interfaces that are wanted, and no others of ours."""
+        return not self.is_to_attach and not self.is_to_detach
 
     @property
     def has_guest(self) -> bool:

@@ -25,7 +25,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from ecompute.cluster import keys
-from ecompute.cluster.documents import Interface, Network, NetworkHost, Port
+from ecompute.cluster.documents import Assignment, Interface, Network, NetworkHost, Port
 from ecompute.cluster.errors import CloudError, NetworkError, OnHold
 from ecompute.cluster.periodic import Periodic
 from ecompute.cluster.retries import Retries
@@ -110,7 +110,7 @@ class Memberships:
         try:
             self._converge(interface.network_uuid, is_required=True, is_scan=True)
         except CloudError:
-            self._unuse(interface, instance_uuid)
+            self._unuse(interface.network_uuid, instance_uuid)
             raise
 
     def starting(self, taps: Iterable[str]) -> AbstractContextManager[None]:
@@ -129,29 +129,52 @@ class Memberships:
             users = set(self._users.get(interface.network_uuid, set()))
         return instance_uuid in users or (not users and interface.vni in self._reconciler.present())
 
+    def has_others(self, instance_uuid: str, assignment: Assignment | None = None) -> bool:
+        """Whether this guest has joined networks that its assignment names no interface of; without one: any."""
+        return bool(self._others(instance_uuid, assignment))
+
+    def leave_others(self, instance_uuid: str, assignment: Assignment | None = None) -> None:
+        """Leave those networks.
+
+        Raises:
+            NetworkError: something of one could not be removed.
+        """
+        for uuid, vni in self._others(instance_uuid, assignment).items():
+            self._leave(instance_uuid, uuid, vni)
+
+    def _others(self, instance_uuid: str, assignment: Assignment | None) -> dict[str, int]:
+        named = () if assignment is None else assignment.spec.interfaces
+        wanted = {interface.network_uuid for interface in named}
+        with self._lock:
+            return {
+                uuid: self._vnis[uuid]
+                for uuid, users in self._users.items()
+                if instance_uuid in users and uuid not in wanted
+            }
+
     def leave(self, instance_uuid: str, interface: Interface) -> None:
         """Take the network of ``interface`` down if ``instance_uuid`` was its last guest here.
 
         Raises:
             NetworkError: something of it could not be removed.
         """
-        uuid = interface.network_uuid
+        self._leave(instance_uuid, interface.network_uuid, interface.vni)
+
+    def _leave(self, instance_uuid: str, uuid: str, vni: int) -> None:
         with self._serial(uuid):
             with self._lock:
                 is_user = instance_uuid in self._users.get(uuid, ())
-            if not self._unuse(interface, instance_uuid):
+            if not self._unuse(uuid, instance_uuid):
                 return
             with self._lock:
-                is_anothers = interface.vni in self._vnis.values()
+                is_anothers = vni in self._vnis.values()
             if not is_anothers:
                 if is_user:
-                    self._reconciler.remove(interface.vni)
+                    self._reconciler.remove(vni)
                 else:
-                    self._reconciler.remove_if_empty(interface.vni)
-                if (
-                    interface.vni not in self._reconciler.present()
-                ):  # else guests that are not taken note of yet have it
-                    self._remembered(interface.vni).unlink(missing_ok=True)
+                    self._reconciler.remove_if_empty(vni)
+                if vni not in self._reconciler.present():  # else guests that are not taken note of yet have it
+                    self._remembered(vni).unlink(missing_ok=True)
 
     def sweep(self, assigned: set[int]) -> None:
         """Take down what is left of networks that no guest here uses (a daemon died while leaving).
@@ -190,9 +213,8 @@ class Memberships:
                     self._watcher.follow(keys.network_hosts(uuid), NetworkHost, lambda change: self._mark(uuid)),
                 )
 
-    def _unuse(self, interface: Interface, instance_uuid: str) -> bool:
+    def _unuse(self, uuid: str, instance_uuid: str) -> bool:
         """Take note that a guest has no part in the network any more; return whether it was the last."""
-        uuid = interface.network_uuid
         with self._lock:
             users = self._users.get(uuid, set())
             users.discard(instance_uuid)

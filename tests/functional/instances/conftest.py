@@ -33,13 +33,15 @@ WAIT_S = 20.0
 class Host:
     """A host's instances; its placement gives ``answer`` to each question, and no image arrives."""
 
-    def __init__(self, store: Store, directory: Path, opened: ExitStack) -> None:
+    def __init__(self, store: Store, directory: Path, opened: ExitStack, before: Host | None) -> None:
         self.answer: BaseException | bool = PlacementUnavailable("placement is away")
         self.asked = 0
         watcher = store.watcher()
         opened.callback(watcher.close)
-        self.links = links = FakeLinks()
-        self.hypervisor = hypervisor = FakeHypervisor(PROVIDER, on_taps=self._plug)
+        self.links = links = FakeLinks() if before is None else before.links
+        self.hypervisor = hypervisor = (
+            FakeHypervisor(PROVIDER, on_taps=self._plug) if before is None else before.hypervisor.share()
+        )
         self.files = directory / "instances"
         memory = Memory(directory / "memory")
         opened.callback(hypervisor.close)
@@ -54,7 +56,7 @@ class Host:
         )
         actuator = Actuator(
             provider=PROVIDER,
-            place=Place(self.files, PROVIDER, is_new=True),
+            place=Place(self.files, PROVIDER, is_new=before is None),
             hypervisor=hypervisor,
             images=images,
             memberships=memberships,
@@ -95,8 +97,15 @@ class Host:
             devices=links.devices,
         )
         self.look = looker.look
+        self.memberships, self._watcher = memberships, watcher
         self.instances.start()
         opened.callback(self.instances.close, WAIT_S)
+
+    def end(self) -> None:
+        """As when its daemon ends; the machine stays."""
+        assert self.instances.close(WAIT_S)
+        self.hypervisor.close()
+        self._watcher.close()
 
     def _plug(self, taps: tuple[TapPlan, ...], is_there: bool) -> None:
         for tap in taps:
@@ -115,4 +124,4 @@ class Host:
 @pytest.fixture
 def start(store: Store, tmp_path: Path) -> Iterator[Callable[[], Host]]:
     with ExitStack() as opened:
-        yield lambda: Host(store, tmp_path, opened)
+        yield lambda before=None: Host(store, tmp_path, opened, before)

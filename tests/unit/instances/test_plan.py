@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -168,6 +170,73 @@ def test_an_idle_instance_takes_no_steps() -> None:
     assert decide(assignment(), ALL_ON, record(Phase.RUNNING), reported=seen(State.CREATED)).steps == ()
 
 
+ATTACHING = (Step.JOIN_NETWORK, Step.ATTACH)
+DETACHING = (Step.DETACH,)
+
+
+@pytest.mark.parametrize(
+    ("found", "steps"),
+    [
+        ({"is_to_attach": True}, (*ATTACHING, Step.REPORT)),
+        ({"is_to_attach": True, "has_network": False}, (*ATTACHING, Step.REPORT)),
+        ({"is_to_detach": True}, (*DETACHING, Step.LEAVE_OTHERS, Step.REPORT)),
+        ({"is_to_detach": True, "is_to_leave": True}, (*DETACHING, Step.LEAVE_OTHERS, Step.REPORT)),
+        ({"is_to_leave": True}, (Step.LEAVE_OTHERS, Step.REPORT)),
+        ({"is_to_attach": True, "is_to_detach": True}, (*ATTACHING, *DETACHING, Step.LEAVE_OTHERS, Step.REPORT)),
+        (
+            {"is_to_attach": True, "is_to_detach": True, "is_mac_taken": True},
+            (*DETACHING, *ATTACHING, Step.LEAVE_OTHERS, Step.REPORT),
+        ),
+    ],
+)
+def test_the_interfaces_of_a_guest_that_is_on_follow_its_assignment(
+    found: dict[str, bool], steps: tuple[Step, ...]
+) -> None:
+    planned = decide(
+        assignment(generation=2), replace(ALL_ON, **found), record(Phase.RUNNING), reported=seen(State.CREATED)
+    )
+    assert planned.steps == steps
+
+
+def test_a_guest_that_is_off_gets_its_interfaces_with_its_drive_and_definition_and_stays_off() -> None:
+    known = record(Phase.RUNNING, power=Power.OFF)
+    found = replace(ALL_OFF, is_to_attach=True, is_to_detach=True, is_to_leave=True)
+    reported = seen(State.CREATED, power=Power.OFF)
+    assert decide(assignment(generation=2), found, known, reported=reported).steps == (
+        Step.CONFIG_DRIVE,
+        Step.DEFINE,
+        Step.LEAVE_OTHERS,
+        Step.REPORT,
+    )
+
+
+def test_a_guest_that_is_started_again_is_started_with_its_interfaces_of_now() -> None:
+    known = record(Phase.RUNNING, boot_id="earlier")
+    found = replace(ALL_OFF, is_to_attach=True, is_to_leave=True)
+    assert decide(assignment(generation=2), found, known, reported=seen(State.CREATED)).steps == (
+        Step.CONFIG_DRIVE,
+        Step.DEFINE,
+        Step.START,
+        Step.REMEMBER_RUNNING,
+        Step.LEAVE_OTHERS,
+        Step.REPORT_CREATED,
+    )
+
+
+def test_a_generation_whose_interfaces_are_not_reached_is_reported_with_an_error() -> None:
+    said = report(
+        Step.REPORT,
+        uuid=UUID,
+        assignment=assignment(generation=2),
+        record=record(Phase.RUNNING),
+        found=replace(ALL_ON, is_to_detach=True),
+        error=None,
+        reported_at="now",
+    )
+    assert (said.generation, said.state) == (2, State.CREATED)
+    assert said.error == "its guest does not have the interfaces yet that it is to have"
+
+
 def test_absent_takes_away_what_is_found_the_disk_last() -> None:
     assert decide(assignment(Role.ABSENT), ALL_ON, record(Phase.RUNNING)).steps == (
         Step.REPORT_DELETING,
@@ -314,6 +383,10 @@ FOUND = st.builds(
     has_disk=st.booleans(),
     has_config_drive=st.booleans(),
     has_network=st.booleans(),
+    is_to_attach=st.booleans(),
+    is_to_detach=st.booleans(),
+    is_to_leave=st.booleans(),
+    is_mac_taken=st.booleans(),
 )
 RECORDS = st.none() | st.builds(
     record, st.sampled_from(list(Phase)), power=POWERS, boot_id=st.sampled_from(["boot", "earlier"])

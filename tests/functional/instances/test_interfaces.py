@@ -1,0 +1,228 @@
+"""Interfaces of a guest that is there: its domain follows its assignment, and its networks come and go with them."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from ecompute.cluster import keys
+from ecompute.cluster.addressing import mac_address
+from ecompute.cluster.documents import (
+    Assignment,
+    Interface,
+    Network,
+    NetworkHost,
+    Port,
+    Power,
+    Resources,
+    Role,
+    Seen,
+    Spec,
+    State,
+)
+from ecompute.cluster.store import Put, Store
+from ecompute.instances import reconciler
+
+PROVIDER = "00000000-0000-0000-0000-00000000000a"
+WAIT_S = 30.0
+
+Eventually = Callable[..., None]
+
+
+@dataclass
+class World:
+    """One instance, its networks and its host."""
+
+    store: Store
+    start: Callable[..., Any]
+    eventually: Eventually
+    uuid: str = field(default_factory=lambda: str(uuid.uuid4()))
+    generation: int = 0
+    host: Any = None
+
+    def interface(self, vni: int, *, mac: str | None = None) -> Interface:
+        """Return a new interface on the network with that VNI, which is there."""
+        network, made = f"00000000-0000-0000-0000-{vni:012x}", str(uuid.uuid4())
+        interface = Interface(
+            uuid=made,
+            network_uuid=network,
+            vni=vni,
+            mac=mac or mac_address(made),
+            addresses=(f"10.0.0.{2 + self.generation}/24",),
+            mtu=1450,
+        )
+        port = Port(
+            interface_uuid=made,
+            instance_uuid=self.uuid,
+            provider=PROVIDER,
+            epoch=1,
+            mac=interface.mac,
+            addresses=interface.addresses,
+        )
+        there = Network(
+            uuid=network, namespace="system", name="n", vni=vni, cidr="10.0.0.0/24", mtu=1450, created_at=""
+        )
+        member = NetworkHost(provider=PROVIDER, underlay="198.18.0.5")
+        self.store.commit(
+            [],
+            [
+                Put(keys.network(network), there),
+                Put(keys.port(network, made), port),
+                Put(keys.network_host(network, PROVIDER), member),
+            ],
+        )
+        return interface
+
+    def ask(self, *interfaces: Interface, role: Role = Role.RUN) -> None:
+        self.generation += 1
+        spec = Spec(
+            resources=Resources(vcpus=1, memory_mb=64, disk_gb=1),
+            image="http://images.example/x",
+            interfaces=interfaces,
+        )
+        asked = Assignment(
+            uuid=self.uuid, namespace="system", name="web", role=role, generation=self.generation, epoch=1, spec=spec
+        )
+        self.store.commit([], [Put(keys.assignment(PROVIDER, self.uuid), asked)])
+
+    def seen(self) -> Seen | None:
+        found = self.store.get(keys.seen(PROVIDER, self.uuid), Seen)
+        return None if found is None else found.value
+
+    def wait_reported(self, *, power: Power = Power.ON) -> None:
+        def is_so() -> bool:
+            seen = self.seen()
+            return (
+                seen is not None
+                and (seen.generation, seen.state, seen.power) == (self.generation, State.CREATED, power)
+                and seen.error is None
+            )
+
+        self.eventually(is_so, timeout_s=WAIT_S)
+
+    def taps(self) -> set[str]:
+        found = self.host.hypervisor.get(self.uuid)
+        return {one.tap for one in found.interfaces}
+
+    def vnis(self) -> set[int]:
+        return set(self.host.links.ours())
+
+
+def tap(interface: Interface) -> str:
+    return "ect" + interface.uuid.replace("-", "")[:11]
+
+
+@pytest.fixture
+def world(store: Store, start: Callable[..., Any], eventually: Eventually) -> World:
+    """The instance runs, with one interface on network 1."""
+    world = World(store, start, eventually)
+    world.ask(world.interface(1))
+    world.host = start()
+    world.host.answer = True
+    world.host.source.gate.set()
+    world.host.instances.rescan()
+    world.wait_reported()
+    return world
+
+
+def first(world: World) -> Interface:
+    found = world.store.get(keys.assignment(PROVIDER, world.uuid), Assignment)
+    assert found is not None
+    return found.value.spec.interfaces[0]
+
+
+def test_an_interface_comes_with_its_network_and_goes_with_it(world: World) -> None:
+    old, new = first(world), world.interface(2)
+    world.ask(old, new)
+    world.wait_reported()
+    assert (world.taps(), world.vnis()) == ({tap(old), tap(new)}, {1, 2})
+    world.ask(old)
+    world.wait_reported()
+    assert (world.taps(), world.vnis()) == ({tap(old)}, {1})
+    calls = [call for call, _ in world.host.hypervisor.calls if call in ("attach", "detach", "define", "stop")]
+    assert calls == ["define", "attach", "detach"]
+
+
+def test_a_network_stays_for_the_interface_that_is_left_on_it(world: World) -> None:
+    old, new = first(world), world.interface(1)
+    world.ask(old, new)
+    world.wait_reported()
+    world.ask(new)
+    world.wait_reported()
+    assert (world.taps(), world.vnis()) == ({tap(new)}, {1})
+
+
+def test_an_interface_is_there_in_place_of_another_with_its_mac(world: World) -> None:
+    old = first(world)
+    new = world.interface(2, mac=old.mac)
+    world.ask(new)
+    world.wait_reported()
+    assert (world.taps(), world.vnis()) == ({tap(new)}, {2})
+    calls = [call for call, _ in world.host.hypervisor.calls if call in ("attach", "detach")]
+    assert calls == ["detach", "attach"]
+
+
+def test_a_guest_that_does_not_let_go_is_an_error_until_it_does_and_keeps_nothing_else_waiting(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reconciler, "FAILED_RETRY_S", 0.2)
+    old, new = first(world), world.interface(2)
+    world.host.hypervisor.cling(world.uuid)
+    world.ask(new)
+    world.eventually(lambda: "does not let go" in (((seen := world.seen()) and seen.error) or ""), timeout_s=WAIT_S)
+    assert (world.taps(), world.vnis()) == ({tap(old), tap(new)}, {1, 2})
+    world.host.hypervisor.cling(world.uuid, False)
+    world.wait_reported()
+    assert (world.taps(), world.vnis()) == ({tap(new)}, {2})
+
+
+def test_a_guest_that_is_off_gets_them_at_its_next_definition(world: World) -> None:
+    old, new = first(world), world.interface(2)
+    world.host.hypervisor.set_power(world.uuid, Power.OFF)
+    world.wait_reported(power=Power.OFF)
+    drive = world.host.files / world.uuid / "config.iso"
+    assert new.mac.encode() not in drive.read_bytes()
+    world.ask(old, new)
+    world.wait_reported(power=Power.OFF)
+    assert world.taps() == {tap(old), tap(new)}
+    assert new.mac.encode() in drive.read_bytes()
+    assert "attach" not in dict(world.host.hypervisor.calls)
+
+
+def test_what_was_asked_while_the_daemon_was_away_is_done_when_it_is_back(world: World) -> None:
+    new = world.interface(2)
+    world.host.end()
+    world.ask(new)
+    world.host = world.start(world.host)
+    world.wait_reported()
+    assert world.taps() == {tap(new)}
+    # It takes no note of a network that only the pulled interface was on: the scan sweeps it.
+    world.eventually(lambda: world.vnis() == {2}, timeout_s=WAIT_S)
+
+
+def test_a_guest_is_destroyed_with_all_its_networks_while_an_interface_is_leaving(world: World) -> None:
+    old, new = first(world), world.interface(2)
+    world.ask(old, new)
+    world.wait_reported()
+    world.host.hypervisor.cling(world.uuid)
+    world.ask(new)
+    world.eventually(lambda: (seen := world.seen()) and seen.error is not None, timeout_s=WAIT_S)
+    world.ask(new, role=Role.ABSENT)
+    world.eventually(lambda: (seen := world.seen()) and seen.is_gone, timeout_s=WAIT_S)
+    assert world.vnis() == set()
+
+
+def test_on_hold_nothing_is_attached_and_the_report_says_so(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(world.host.instances, "_hold_reason", lambda: "a backup was put back")
+    old, new = first(world), world.interface(2)
+    world.ask(old, new)
+    world.eventually(lambda: (seen := world.seen()) and seen.generation == world.generation, timeout_s=WAIT_S)
+    seen = world.seen()
+    assert seen is not None
+    assert seen.error == "its guest does not have the interfaces yet that it is to have"
+    assert world.taps() == {tap(old)}
+    assert seen.state is State.CREATED
