@@ -21,6 +21,8 @@ FIELDS = (
     "state",
     "power",
     "addresses",
+    "floating",
+    "routed",
     "host",
     "provider",
     "cpus",
@@ -41,6 +43,7 @@ def describe(view: View, host: str) -> dict[str, Any]:
     """Return one instance as all formats show it: `FIELDS`, in order.
 
     Args:
+        view: with its ports, or else nothing is handed to it.
         host: the name of its host.
     """
     instance = view.instance.value
@@ -52,6 +55,8 @@ def describe(view: View, host: str) -> dict[str, Any]:
         "state": str(view.state),
         "power": str(view.power),
         "addresses": [address.split("/")[0] for address in view.addresses],
+        "floating": list(view.floating),
+        "routed": list(view.routed),
         "host": host,
         "provider": instance.provider,
         "cpus": resources.vcpus,
@@ -111,7 +116,7 @@ def show(settings: Settings, instance: str, output: str) -> int:
         from eschedule.cloud.instances import Instances
 
         instances = Instances(cloud)
-        view = instances.view(instances.find(instance, settings.namespace))
+        (view,) = instances.whole([instances.view(instances.find(instance, settings.namespace))])
         row = describe(view, Hosts(cloud).name(view.instance.value.provider))
     show_one(row, output)
     return 0

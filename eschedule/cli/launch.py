@@ -188,13 +188,15 @@ def launch(
         instances = Instances(cloud)
         instance = instances.find(launched.uuid, settings.namespace)
         if not is_waiting:
-            show_one(describe(instances.view(instance), launched.host), output)
+            (whole,) = instances.whole([instances.view(instance)])
+            show_one(describe(whole, launched.host), output)
             if output == "table":
                 say(f"next: eschedule wait {launched.uuid if name is None else name}")
             return 0
         view = wait_until_it_runs(instances, instance, timeout_s, progress)
         progress.clear()
-        show_one(describe(view or instances.view(instance), launched.host), output)
+        (whole,) = instances.whole([view or instances.view(instance)])
+        show_one(describe(whole, launched.host), output)
     return report(view, launched.name)
 
 

@@ -141,7 +141,8 @@ def extend(settings: Settings, instance: str, expires: str | None, is_never: boo
         from eschedule.cloud.instances import Instances
 
         instances = Instances(cloud)
-        view = instances.view(instances.extend(instances.find(instance, settings.namespace), expires))
+        extended = instances.extend(instances.find(instance, settings.namespace), expires)
+        (view,) = instances.whole([instances.view(extended)])
         row = describe(view, Hosts(cloud).name(view.instance.value.provider))
     show_one(row, output)
     return 0

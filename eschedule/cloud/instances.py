@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from msgspec import structs
 
 from ecompute.cluster import expiring, keys, states
-from ecompute.cluster.documents import Alive, Booted, Event, Expiry, Instance, Power, Seen, State
+from ecompute.cluster.documents import Alive, Booted, Event, Expiry, Instance, Port, Power, Seen, State
 from ecompute.cluster.ending import mark_deleting
 from ecompute.cluster.errors import CompareFailed, Conflict, DeadlineExceeded, NotFound
 from ecompute.cluster.events import INSTANCE, read, rings
@@ -39,6 +39,8 @@ class View:
 
     instance: Versioned[Instance]
     seen: Seen | None
+    ports: tuple[Port, ...] = ()
+    """Where they were asked for: what is handed to its interfaces, only they say."""
 
     @property
     def state(self) -> State:
@@ -51,6 +53,16 @@ class View:
     @property
     def addresses(self) -> tuple[str, ...]:
         return tuple(a for interface in self.instance.value.spec.interfaces for a in interface.addresses)
+
+    @property
+    def floating(self) -> tuple[str, ...]:
+        """The floating addresses that are translated to addresses of its own."""
+        return tuple(port.floating for port in self.ports if port.floating is not None)
+
+    @property
+    def routed(self) -> tuple[str, ...]:
+        """The addresses that are handed to it without translation."""
+        return tuple(ip for port in self.ports for ip in port.routed)
 
     @property
     def error(self) -> str | None:
@@ -86,8 +98,18 @@ class Instances:
         seen = self._store.get(keys.seen(value.provider, value.uuid), Seen)
         return View(instance, None if seen is None else seen.value)
 
+    def whole(self, views: Sequence[View]) -> list[View]:
+        """Return ``views`` with the ports of their instances."""
+        wanted = [[keys.port(i.network_uuid, i.uuid) for i in view.instance.value.spec.interfaces] for view in views]
+        found = self._store.get_many([key for some in wanted for key in some], Port).items
+        ports = {item.key: item.value for item in found}
+        return [
+            replace(view, ports=tuple(ports[key] for key in some if key in ports))
+            for view, some in zip(views, wanted, strict=True)
+        ]
+
     def all(self, namespace: str | None) -> Iterator[View]:
-        """Yield the instances of ``namespace``, or of all of them, by namespace and name."""
+        """Yield the instances of ``namespace``, or of all of them, by namespace and name, with their ports."""
         if namespace is None:
             found = self._store.list(keys.INSTANCES, Instance).items
         else:
@@ -98,7 +120,7 @@ class Instances:
             page = instances[start : start + PAGE]
             reports = self._store.get_many([keys.seen(i.value.provider, i.value.uuid) for i in page], Seen)
             seen = {item.value.uuid: item.value for item in reports.items}
-            yield from (View(instance, seen.get(instance.value.uuid)) for instance in page)
+            yield from self.whole([View(instance, seen.get(instance.value.uuid)) for instance in page])
 
     def booted(self, uuid: str) -> Booted | None:
         """Return the report for people and old tools."""

@@ -346,6 +346,11 @@ def test_the_tool_makes_attaches_lists_and_gives_back(tool: Any, host: Any, laun
     (row,) = json.loads(tool("floating", "list", "-o", "json").stdout)
     assert row == json.loads(tool("floating", "show", "203.0.113.3", "-o", "json").stdout)
     assert (row["instance"], row["is_routed"]) == ("web-1", False)
+    for args in (("show", "web-1"), ("extend", "web-1", "--never")):
+        shown = json.loads(tool(*args, "-o", "json").stdout)
+        assert (shown["floating"], shown["routed"]) == (["203.0.113.3"], [])
+    (shown,) = json.loads(tool("list", "-o", "json").stdout)
+    assert shown["floating"] == ["203.0.113.3"]
     (row,) = json.loads(tool("floating", "pool", "list", "-o", "json").stdout)
     assert (row["addresses"], row["used"]) == (8, 1)
     assert "public" in tool("floating", "list", "-A").stdout
