@@ -6,7 +6,7 @@ nothing is offered and nothing said: a shell in the middle of a line is no place
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 import click
@@ -28,7 +28,7 @@ LIMIT = 200
 def completion(context: click.Context, shell: str) -> int:
     """Print the completion script of SHELL.
 
-    It completes commands, options, formats, and the names of instances and hosts.
+    It completes commands, options, formats, and the names of instances, hosts, zones, groups and pools.
 
     \b
     Example:  eschedule completion bash > /etc/bash_completion.d/eschedule
@@ -83,18 +83,17 @@ def _items(
 
 def complete_host(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Return the names of hosts that begin with ``incomplete``."""
-    from click.shell_completion import CompletionItem
+    return _items(context, incomplete, _hosts)
 
-    options = context.find_root().params
-    settings = Settings(options.get("config"), options.get("namespace") or NAMESPACE)
-    try:
-        with settings.cloud(store_timeout_s=TIMEOUT_S) as cloud:
-            from eschedule.cloud.hosts import Hosts
 
-            names = sorted(set(Hosts(cloud).names().values()))
-        return [CompletionItem(name) for name in names if name.startswith(incomplete)][:LIMIT]
-    except Exception:  # noqa: BLE001 - see above
-        return []
+def complete_zone(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Return the names of zones that begin with ``incomplete``."""
+    return _items(context, incomplete, _zones)
+
+
+def complete_limited(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Return the namespaces with a limit that begin with ``incomplete``."""
+    return _items(context, incomplete, _limited)
 
 
 def _known(settings: Settings, incomplete: str) -> list[str]:
@@ -123,3 +122,28 @@ def _pools(settings: Settings, incomplete: str) -> list[str]:
         from eschedule.cloud.pools import Pools
 
         return Pools(cloud).names(incomplete, limit=LIMIT)
+
+
+def _hosts(settings: Settings, incomplete: str) -> list[str]:
+    with settings.cloud(store_timeout_s=TIMEOUT_S) as cloud:
+        from eschedule.cloud.hosts import Hosts
+
+        return _beginning(Hosts(cloud).names().values(), incomplete)
+
+
+def _zones(settings: Settings, incomplete: str) -> list[str]:
+    with settings.cloud(store_timeout_s=TIMEOUT_S) as cloud:
+        from eschedule.cloud.zones import Zones
+
+        return _beginning((zone.name for zone in Zones(cloud).all()), incomplete)
+
+
+def _limited(settings: Settings, incomplete: str) -> list[str]:
+    with settings.cloud(store_timeout_s=TIMEOUT_S) as cloud:
+        from eschedule.cloud.quotas import Quotas
+
+        return _beginning(Quotas(cloud).namespaces(), incomplete)
+
+
+def _beginning(names: Iterable[str], incomplete: str) -> list[str]:
+    return sorted({name for name in names if name.startswith(incomplete)})[:LIMIT]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ecompute.cluster.terminal import say
+from eschedule.cli.completion import complete_group
 from eschedule.cli.output import format_option, show_rows
 from eschedule.cli.settings import Settings
 
@@ -21,7 +22,7 @@ COUNT_FIELDS = ("reason", "hosts")
 @click.command()
 @click.argument("query")
 @click.option("--no-hosts", "is_for_tenants", is_flag=True, help="Count the hosts by reason, and name none.")
-@click.option("--group", help="As a member of this group: its name or uuid.")
+@click.option("--group", shell_complete=complete_group, help="As a member of this group: its name or uuid.")
 @format_option
 @click.pass_obj
 def explain(settings: Settings, query: str, is_for_tenants: bool, group: str | None, output: str) -> int:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ecompute.cluster.terminal import INTERRUPTED, say
-from eschedule.cli.completion import complete_host
+from eschedule.cli.completion import complete_host, complete_zone
 from eschedule.cli.enrol import enrol, revoke
 from eschedule.cli.output import format_option, show_one, show_rows
 from eschedule.cli.parameters import timeout_option
@@ -237,7 +237,12 @@ def activate(settings: Settings, ref: tuple[str, ...], output: str) -> int:
 
 @host.command("set")
 @click.argument("ref", metavar="HOST", shell_complete=complete_host)
-@click.option("--zone", metavar="ZONE", help="The hosts with which it may fail together; '' for none. Made if new.")
+@click.option(
+    "--zone",
+    metavar="ZONE",
+    shell_complete=complete_zone,
+    help="The hosts with which it may fail together; '' for none. Made if new.",
+)
 @click.option("--location", metavar="TEXT", help="Where it stands, for people; '' for nothing.")
 @click.option("--trait", "traits", multiple=True, metavar="CUSTOM_X", help="Give it a trait, to be asked for.")
 @click.option("--no-trait", "no_traits", multiple=True, metavar="CUSTOM_Y", help="Take a trait from it.")
@@ -269,7 +274,7 @@ def set_(
 
 
 @host.command()
-@click.option("--remove", metavar="ZONE", help="Remove a zone in which no host is.")
+@click.option("--remove", metavar="ZONE", shell_complete=complete_zone, help="Remove a zone in which no host is.")
 @format_option
 @click.pass_obj
 def zones(settings: Settings, remove: str | None, output: str) -> int:

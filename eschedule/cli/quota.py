@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ecompute.cluster.terminal import say
+from eschedule.cli.completion import complete_limited
 from eschedule.cli.output import format_option, show_rows
 from eschedule.cli.progress import Progress
 from eschedule.cli.settings import Settings
@@ -47,7 +48,7 @@ def quota() -> None:
 
 
 @quota.command()
-@click.argument("namespace", required=False)
+@click.argument("namespace", required=False, shell_complete=complete_limited)
 @format_option
 @click.pass_obj
 def show(settings: Settings, namespace: str | None, output: str) -> int:
@@ -67,7 +68,7 @@ def show(settings: Settings, namespace: str | None, output: str) -> int:
 
 
 @quota.command("set")
-@click.argument("namespace", required=False)
+@click.argument("namespace", required=False, shell_complete=complete_limited)
 @click.option("--vcpus", type=Limit(), metavar="N|none", help="Virtual CPUs.")
 @click.option("--memory-mb", type=Limit(), metavar="N|none", help="Memory.")
 @click.option("--disk-gb", type=Limit(), metavar="N|none", help="Disk.")

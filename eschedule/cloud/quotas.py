@@ -60,6 +60,10 @@ class Quotas:
         """Return every namespace that has a limit."""
         return [self._view(item.value.namespace, item.value) for item in self._store.list(keys.QUOTAS, Quota).items]
 
+    def namespaces(self) -> list[str]:
+        """Return the namespaces that have a limit."""
+        return [keys.last(key) for key in self._store.keys(keys.QUOTAS)[0]]
+
     def _view(self, namespace: str, quota: Quota | None) -> QuotaView:
         return QuotaView(namespace, quota, {} if quota is None else used_of(self._cloud, quota))
 

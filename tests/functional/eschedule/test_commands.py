@@ -20,9 +20,13 @@ import yaml
 from msgspec import structs
 
 from ecompute.cluster import keys
-from ecompute.cluster.documents import Event, Gang, Instance, Seen, State, timestamp
+from ecompute.cluster.documents import Event, Gang, Instance, Policy, Scope, Seen, State, timestamp
 from ecompute.cluster.store import Put, Store, unchanged
 from eschedule.cli import event, host, instance
+from eschedule.cloud.connection import Cloud
+from eschedule.cloud.groups import Groups
+from eschedule.cloud.hosts import Hosts
+from eschedule.cloud.quotas import Quotas
 
 HOSTILE = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202enever\r"
 
@@ -415,3 +419,26 @@ def test_bash_completes_the_names_of_instances(tool: Any, guest: dict[str, Any],
     assert complete("events", guest["uuid"][:13]) == [guest["uuid"]]
     assert complete("--namespace", "nobody", "show", "w") == []
     assert complete("console", "nope") == []
+
+
+def test_bash_completes_the_names_of_hosts_zones_groups_and_limited_namespaces(
+    tool: Any, cloud: Cloud, make_host: Callable[..., Any]
+) -> None:
+    host = make_host()
+    hosts = Hosts(cloud)
+    hosts.set(hosts.find(host.name), zone="north")
+    Groups(cloud).create("system", "web", Policy.SOFT_AFFINITY, Scope.HOST)
+    Quotas(cloud).set("team-a", {"VCPU": 4})
+
+    def complete(*words: str) -> list[str]:
+        done = tool(
+            _ESCHEDULE_COMPLETE="bash_complete", COMP_WORDS=" ".join(["eschedule", *words]), COMP_CWORD=str(len(words))
+        )
+        return [line.partition(",")[2] for line in done.stdout.splitlines()]
+
+    assert complete("host", "show", "host-") == [host.name]
+    assert complete("host", "set", host.name, "--zone", "n") == ["north"]
+    assert complete("host", "zones", "--remove", "n") == ["north"]
+    assert complete("explain", "resources=VCPU:1", "--group", "w") == ["web"]
+    assert complete("quota", "set", "t") == ["team-a"]
+    Quotas(cloud).set("team-a", {"VCPU": None})
