@@ -14,6 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import crew
 import msgspec
 import one_host
 import plot
@@ -23,7 +24,7 @@ from figures import Figure, table
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="./dev bench", description=__doc__)
-    names = sorted([*one_host.FIGURES, *scheduling.FIGURES])
+    names = sorted([*one_host.FIGURES, *scheduling.FIGURES, *crew.FIGURES])
     parser.add_argument("--only", action="append", choices=names, metavar="NAME", help=f"one of {', '.join(names)}")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
     parser.add_argument("--rounds", type=int, default=5, help="of the scheduler's figures")
@@ -43,14 +44,22 @@ def main() -> int:
                     made += one_host.FIGURES[which](bench)
             finally:
                 bench.stop()
+        sizes = sorted(int(part) for part in options.hosts.split(","))
+        curves: dict[str, dict[int, float]] = {}
         wanted = [which for which in scheduling.FIGURES if options.only is None or which in options.only]
         if wanted:
-            sizes = sorted(int(part) for part in options.hosts.split(","))
             with scheduling.Scheduling(directory, sizes, options.rounds) as measured:
                 for which in wanted:
                     made += scheduling.FIGURES[which](measured)
-                if options.plot:
-                    options.plot.write_text(plot.draw(measured.curves), encoding="utf-8")
+                curves |= measured.curves
+        wanted = [which for which in crew.FIGURES if options.only is None or which in options.only]
+        if wanted:
+            with crew.Crews(directory, sizes, options.rounds) as crews:
+                for which in wanted:
+                    made += crew.FIGURES[which](crews)
+                curves |= crews.curves
+        if options.plot:
+            options.plot.write_text(plot.draw(curves), encoding="utf-8")
     print(table(made))
     if options.json:
         options.json.write_text(json.dumps([msgspec.to_builtins(f) for f in made], indent=2) + "\n", encoding="utf-8")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import subprocess
 import sys
 import threading
 import time
@@ -84,8 +85,12 @@ class Crowd:
         )
         self.config_file = self._directory / "compute.yaml"
         host, _, port = self.etcd.endpoint.rpartition(":")
-        places = {"etcd": {"host": host, "port": int(port)}, "placement": {"endpoint": self.placement.endpoint}}
-        self.config_file.write_text(json.dumps(places), encoding="utf-8")
+        said = {
+            "etcd": {"host": host, "port": int(port)},
+            "placement": {"endpoint": self.placement.endpoint},
+            "default_network": str(self.settings.default_network),
+        }
+        self.config_file.write_text(json.dumps(said), encoding="utf-8")
         self.cloud = self._open.enter_context(Cloud(self.settings))
         self._register()
         self.launcher = Launcher(self.cloud)
@@ -150,6 +155,23 @@ class Crowd:
         """One launch of a scheduler that lives for it: new connections, nothing remembered."""
         with Cloud(self.settings) as cloud:
             Launcher(cloud).launch(LaunchRequest(query=SHAPE, image=IMAGE))
+
+    def launch_command(self, number: int = 0) -> None:
+        """One launch by the tool, a new process."""
+        argv = [
+            sys.executable,
+            "-m",
+            "eschedule",
+            "--config",
+            str(self.config_file),
+            "launch",
+            SHAPE,
+            IMAGE,
+            "-o",
+            "name",
+        ]
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr
 
     def claim_raw(self, number: int) -> None:
         """One ``PUT /allocations``, on a host that is known to have room."""
