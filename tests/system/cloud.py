@@ -258,9 +258,15 @@ class Cluster:
 
     def wait_state(self, ref: str, *states: str, timeout_s: float = 60.0) -> dict[str, Any]:
         """Wait until the instance is in one of the states (as people see them); return it."""
+        looked_at: set[int] = set()
 
         def look() -> dict[str, Any] | None:
+            # The tool takes half a second of a processor, and says nothing new before etcd has changed.
+            revision = self.store.status().revision
+            if revision in looked_at:
+                return None
             shown = self.show(ref)
+            looked_at.add(revision)
             return shown if shown["state"] in states else None
 
         return wait_for(look, timeout_s=timeout_s, what=f"{ref} is {' or '.join(states)}")
