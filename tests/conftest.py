@@ -79,9 +79,9 @@ def store(etcd: EtcdProcess) -> Iterator[Store]:
 
 @pytest.fixture(scope="session")
 def eventually() -> Callable[..., None]:
-    """``eventually(lambda: …, timeout_s=5)`` waits until it is true, and fails when time is up."""
+    """``eventually(lambda: …, timeout_s=20)`` waits until it is true, and fails when time is up."""
 
-    def wait(condition: Callable[[], object], *, timeout_s: float = 5.0) -> None:
+    def wait(condition: Callable[[], object], *, timeout_s: float = 20.0) -> None:
         deadline = time.monotonic() + timeout_s
         while not condition():
             assert time.monotonic() < deadline, f"not so within {timeout_s:g} s"

@@ -3,8 +3,9 @@
 Services that tests start put themselves into the background, and a worker that hangs or crashes stops none of
 its own. So this program becomes the parent of every orphan among its descendants and collects it. What is still
 there when pytest has ended is named and killed, its network namespaces are removed, and the run has failed, as
-it has when it does not end within `LIMIT_S`. pytest's own times are in pyproject.toml: a test is interrupted
-after ten minutes, and its worker ends a minute later if it does not heed that.
+it has when it does not end within `LIMIT_S`. Temporary files that are not pytest's lie in a directory that goes
+with the run. pytest's own times are in pyproject.toml: a test is interrupted after ten minutes, and its worker
+ends a minute later if it does not heed that.
 
 A program, not a module to import: ``python tests/run.py ARGUMENT…``, which are pytest's.
 """
@@ -14,9 +15,11 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -33,7 +36,11 @@ def main(arguments: list[str], *, patience_s: float = PATIENCE_S) -> int:
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     # Not ignored, which would be inherited: at the terminal Ctrl-C reaches pytest too, which stops in order.
     signal.signal(signal.SIGINT, lambda *_: None)
-    pytest = subprocess.Popen([sys.executable, "-m", "pytest", *arguments])
+    scratch = Path(tempfile.mkdtemp(prefix="ect-"))
+    scratch.chmod(0o711)  # PostgreSQL runs as another account
+    # What pytest keeps of a red run stays where it always is.
+    own = {"TMPDIR": str(scratch), "PYTEST_DEBUG_TEMPROOT": tempfile.gettempdir()}
+    pytest = subprocess.Popen([sys.executable, "-m", "pytest", *arguments], env=os.environ | own)
 
     def interrupt(number: int, _: object) -> None:
         why = f"not done after {LIMIT_S} s" if number == signal.SIGALRM else "told to end"
@@ -52,6 +59,7 @@ def main(arguments: list[str], *, patience_s: float = PATIENCE_S) -> int:
     left = end_descendants(patience_s)
     for command in left:
         print(f"tests: left behind by pytest, and killed: {command}", file=sys.stderr)
+    shutil.rmtree(scratch, ignore_errors=True)
     if (left or interrupted) and os.geteuid() == 0:
         remove_namespaces()
     return status or int(bool(left or interrupted))
