@@ -41,7 +41,7 @@ from eschedule.scheduler.order import claim_of, name_of
 from eschedule.scheduler.pack import Packing, Way
 from eschedule.scheduler.question import for_launch
 from eschedule.scheduler.request import LaunchRequest, check
-from eschedule.scheduler.rounds import Gang, GangMember, Key, Round, Rounds, key_of
+from eschedule.scheduler.rounds import Gang, GangMember, Key, Round, Rounds, called, key_of, named, naming
 from eschedule.scheduler.whynot import Stage, all_lost, too_long
 
 GANG_TRIES = 4
@@ -104,18 +104,20 @@ class GangLauncher(Launcher):
         besides = self._besides(requests)
         questions: dict[Key, CandidatesQuery] = {}
         members = []
-        for request in requests:
+        for number, request in enumerate(requests, 1):
             if key_of(request) not in questions:
                 questions[key_of(request)] = for_launch(candidates_query(request.query))
-            expires_at_s = None if request.expires is None else moment(request.expires, now_s)
+            with naming(requests, number):
+                expires_at_s = None if request.expires is None else moment(request.expires, now_s)
             members.append(GangMember(request, str(uuid4()), expires_at_s, besides[_beside_key(request)]))
         return Gang(str(uuid4()), requests[0].namespace, members, questions)
 
     def _besides(self, requests: Sequence[LaunchRequest]) -> dict[tuple[str | None, str], Beside]:
         found: dict[tuple[str | None, str], Beside] = {}
-        for request in requests:
+        for number, request in enumerate(requests, 1):
             if _beside_key(request) not in found:
-                found[_beside_key(request)] = self._beside(request)
+                with naming(requests, number):
+                    found[_beside_key(request)] = self._beside(request)
         return found
 
     def _launch_gang(self, gang: Gang) -> list[Launched]:
@@ -279,7 +281,8 @@ class GangLauncher(Launcher):
             if rounds.pack(gang, around, [member]).unplaced is not None:
                 is_offered = bool(around.offers[key_of(member.request)].hosts)
                 found = Stage.CANDIDATES if is_offered else Stage.NO_CANDIDATES
-                return self._no_room(member.request, member.beside, Stage.CLAIMED if gang.was_refused else found)
+                error = self._no_room(member.request, member.beside, Stage.CLAIMED if gang.was_refused else found)
+                return named(error, gang.requests, gang.members.index(member) + 1)
         fit, over = 1, count
         while over - fit > 1:
             middle = (fit + over) // 2
@@ -432,7 +435,7 @@ def checked_requests(requests: Sequence[LaunchRequest]) -> list[LaunchRequest]:
         raise InvalidInput(f"a gang of {len(requests)} cannot be launched", hint=f"1 to {MEMBERS_LIMIT} are possible")
     checked = []
     for number, request in enumerate(requests, 1):
-        name = request.name or f"member {number}"
+        name = called(request, number)
         if request.uuid is not None or request.idempotency_key is not None:
             raise InvalidInput(f"{name}: a member of a gang has no uuid or key of its own", hint="leave it out")
         try:

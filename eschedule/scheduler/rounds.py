@@ -8,9 +8,11 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
+from ecompute.cluster.errors import CloudError, InvalidInput, NotFound
 from ecompute.cluster.gangs import GangClaim
 from ecompute.cluster.placement import CandidatesQuery, candidates_query
 from eschedule.scheduler.beside import Beside
@@ -65,6 +67,10 @@ class Gang:
     """How often others wrote first at every try of a claim."""
     reserved: list[tuple[Offer, int]] = field(default_factory=list)
 
+    @property
+    def requests(self) -> list[LaunchRequest]:
+        return [member.request for member in self.members]
+
 
 @dataclass(frozen=True)
 class Round:
@@ -97,9 +103,15 @@ class Rounds:
         streams = {
             key: self._stream(question, key.host, besides[key], counts[key]) for key, question in gang.questions.items()
         }
+        asks = {key_of(member.request): number for number, member in reversed(list(enumerate(gang.members, 1)))}
         offers: dict[Key, Offer] = {}
         while True:
-            newer = {key: offer for key, stream in streams.items() if (offer := next(stream, None)) is not None}
+            newer: dict[Key, Offer] = {}
+            for key, stream in streams.items():
+                with naming(gang.requests, asks[key]):
+                    offer = next(stream, None)
+                if offer is not None:
+                    newer[key] = offer
             if not newer:
                 return
             offers = offers | newer
@@ -174,3 +186,27 @@ class Rounds:
 def key_of(request: LaunchRequest) -> Key:
     """Return what is asked of placement for a member."""
     return Key(candidates_query(request.query).text, request.host, request.group)
+
+
+# --- which member it is ---
+
+
+def called(request: LaunchRequest, number: int) -> str:
+    """Return what a member is called in an error; ``number`` counts from 1."""
+    return request.name or f"member {number}"
+
+
+def named(error: CloudError, requests: Sequence[LaunchRequest], number: int) -> CloudError:
+    """Return ``error``, which is about one member, with its name where the others are not all like it."""
+    if len({replace(request, name=None) for request in requests}) == 1:
+        return error
+    return type(error)(f"{called(requests[number - 1], number)}: {error.args[0]}", hint=error.hint)
+
+
+@contextmanager
+def naming(requests: Sequence[LaunchRequest], number: int) -> Iterator[None]:
+    """Have what is wrong with one member say which it is."""
+    try:
+        yield
+    except (InvalidInput, NotFound) as error:
+        raise named(error, requests, number) from error

@@ -17,6 +17,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING
 
 from ecompute.cluster.claims import incarnation_of
+from ecompute.cluster.closing import CLASSES
 from ecompute.cluster.errors import CloudError, Conflict, InvalidInput, NoRoom
 from ecompute.cluster.placement import candidates_query
 from eschedule.cloud.explain import Survey, look, survey
@@ -184,4 +185,5 @@ def explained(error: InvalidInput, placement: Placement) -> InvalidInput:
 
 
 def _common(known: list[str]) -> list[str]:
-    return [name for name in known if name.startswith("CUSTOM_")][:3] or known[:3]
+    ours = [name for name in known if name.startswith("CUSTOM_")]
+    return ours[:3] or [name for name in sorted(CLASSES) if name in known] or known[:3]
