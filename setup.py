@@ -17,10 +17,11 @@ setup(
     # `placement` and `docker` hold deployment files: as packages they would shadow the installed
     # placement service and the docker SDK.
     packages=find_packages(include=["ecompute", "ecompute.*", "eschedule", "eschedule.*", "md_server", "md_server.*"]),
-    package_data={"ecompute": ["py.typed", "dev/files/*"], "eschedule": ["py.typed"]},
+    package_data={"ecompute": ["py.typed", "dev/files/*"], "eschedule": ["py.typed"], "md_server": ["py.typed"]},
     install_requires=[
         "click>=8.2",
         "etcd3==0.12.0",
+        "falcon>=4.0",  # routes of the metadata service
         "grpcio>=1.60",  # with protobuf, what etcd3 stands on, in the versions that its loader was tried with
         "protobuf>=4.25,<8",
         "libvirt-python>=9.0",
@@ -31,6 +32,7 @@ setup(
         "pyyaml>=6.0",
         "qemu.qmp>=0.0.3",
         "requests>=2.31",
+        "waitress>=3.0",  # serves it
     ],
     extras_require={
         "embedded": ["openstack-placement>=16", "gunicorn>=22"],
@@ -58,6 +60,7 @@ setup(
         "console_scripts": [
             "ecompute = ecompute.cli:main",
             "eschedule = eschedule.cli.main:main",
+            "md-server = md_server.cli:main",
         ]
     },
 )

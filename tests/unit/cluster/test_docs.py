@@ -79,8 +79,8 @@ def test_every_module_has_its_place_on_the_page_of_the_architecture() -> None:
     tree = page.split("## Where each thing lives")[1].split("```")[1]
     told = {
         package + name
-        for package, below in re.findall(r"^((?:ecompute|eschedule)/\S*)(.*(?:\n .*)*)", tree, re.MULTILINE)
+        for package, below in re.findall(r"^((?:ecompute|eschedule|md_server)/\S*)(.*(?:\n .*)*)", tree, re.MULTILINE)
         for name in re.findall(r"\w+\.py", below)
     }
-    modules = {path for root in ("ecompute", "eschedule") for path in (ROOT / root).rglob("*.py")}
+    modules = {path for root in ("ecompute", "eschedule", "md_server") for path in (ROOT / root).rglob("*.py")}
     assert told == {path.relative_to(ROOT).as_posix() for path in modules if not path.name.startswith("__")}

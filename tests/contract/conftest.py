@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-CACHE = Path(__file__).parents[3] / ".cache" / "cloud-init"
+CACHE = Path(__file__).parents[2] / ".cache" / "cloud-init"
 FETCH_TIMEOUT_S = 120
 
 

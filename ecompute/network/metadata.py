@@ -1,0 +1,338 @@
+"""The metadata service of this host, as the daemon keeps it: who is told what, and on which sockets.
+
+`Metadata` is what a membership needs; `HostMetadata` does it with the program ``md_server``, `FakeMetadata` in
+memory, and one set of contract tests holds for both.
+
+The service is a process of its own in a session of its own: it goes on while the daemon is down, and is found again
+by the socket at which it is handed others. Which networks it serves is asked of it each time; a socket of a namespace
+or device that was made anew is another one, which its mark tells. So either may die at any point: the next `serve`
+of the network, at the latest the scan, puts right what is missing. The files are there before the sockets, and go
+after them.
+
+Threads: any. The service is started and handed sockets on a thread of the timers, one network after the other, so
+that nobody waits for it who is building a guest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import select
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Collection
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from ecompute.cluster.documents import encode
+from ecompute.cluster.errors import NetworkError
+from ecompute.cluster.failpoint import reach
+from ecompute.cluster.retries import Retries
+from ecompute.cluster.timers import Serial
+from ecompute.guest import handing, told
+from ecompute.guest.told import Callers
+from ecompute.network import netns
+from ecompute.network.deaths import Deaths
+
+ADDRESS = "169.254.169.254"
+ADDRESS6 = "fe80::a9fe:a9fe"
+PORT = 80
+LAN = "lan"
+BACKLOG = 64
+START_TIMEOUT_S = 30.0
+ANSWER_TIMEOUT_S = 5.0
+END_TIMEOUT_S = 5.0
+RETRY_S = 5.0
+LONGEST_RETRY_S = 300.0
+
+FAILPOINTS = ("metadata.written", "metadata.started", "metadata.served", "metadata.left")
+
+log = logging.getLogger(__name__)
+
+
+class Metadata(Protocol):
+    def serve(self, vni: int, namespace: str, callers: Callers, *, is_scan: bool = False) -> None:
+        """Have the guests of a network told about themselves, soon.
+
+        Args:
+            namespace: the network's, in which the address of the service is.
+            is_scan: look also where nothing has changed since the last call.
+
+        Raises:
+            NetworkError: what is to be told cannot be written.
+        """
+
+    def leave(self, vni: int) -> None:
+        """Serve a network no more; the service ends with the last one. It may not be served.
+
+        Raises:
+            NetworkError: the service does not let go of it.
+        """
+
+    def sweep(self, used: Collection[int]) -> None:
+        """Serve no other network than ``used``: a daemon may have died while it left one.
+
+        Raises:
+            NetworkError: as `leave`.
+        """
+
+    def close(self) -> None:
+        """Do nothing any more. The service goes on."""
+
+
+class FakeMetadata:
+    """In memory."""
+
+    def __init__(self) -> None:
+        self.callers: dict[int, Callers] = {}
+
+    def serve(self, vni: int, namespace: str, callers: Callers, *, is_scan: bool = False) -> None:
+        self.callers[vni] = callers
+
+    def leave(self, vni: int) -> None:
+        self.callers.pop(vni, None)
+
+    def sweep(self, used: Collection[int]) -> None:
+        for vni in self.callers.keys() - set(used):
+            self.leave(vni)
+
+    def close(self) -> None:
+        pass
+
+
+class HostMetadata:
+    """The one of this machine.
+
+    Args:
+        state: the state directory, below which the service finds what to tell.
+    """
+
+    def __init__(self, state: Path) -> None:
+        self._state = state
+        self._directory = told.directory_of(state)
+        self._lock = threading.Lock()
+        self._namespaces: dict[int, str] = {}
+        self._left: dict[int, Callers] = {}
+        self._busy = threading.Lock()
+        """Held while the service is spoken with."""
+        self._failures = 0
+        self._deaths = Deaths(lambda number: self._died())
+        self._retries = Retries("metadata", lambda vni: self._work.put(int(vni)))
+        self._work: Serial[int] = Serial("metadata", self._hand_over)
+
+    def serve(self, vni: int, namespace: str, callers: Callers, *, is_scan: bool = False) -> None:
+        with self._lock:
+            is_same = self._left.get(vni) == callers and self._namespaces.get(vni) == namespace
+        if is_same and not is_scan:
+            return
+        self._write(told.callers_file(self._directory, vni), encode(callers))
+        reach("metadata.written")
+        with self._lock:
+            self._left[vni] = callers
+            self._namespaces[vni] = namespace
+        self._work.put(vni)
+
+    def leave(self, vni: int) -> None:
+        with self._lock:
+            self._left.pop(vni, None)
+            self._namespaces.pop(vni, None)
+            is_last = not self._namespaces
+        with self._busy:
+            service = self._reached()
+            if service is not None:
+                with service:
+                    _ask(service, handing.Leave(vni))
+                    reach("metadata.left")
+                    told.callers_file(self._directory, vni).unlink(missing_ok=True)
+                    if is_last:
+                        self._end(service)
+        told.callers_file(self._directory, vni).unlink(missing_ok=True)
+
+    def sweep(self, used: Collection[int]) -> None:
+        found = {int(path.stem, 16) for path in self._directory.glob("[0-9a-f]" * 6 + ".json")}
+        with self._busy:
+            service = self._reached()
+            if service is not None:
+                with service:
+                    found |= _ask(service, handing.List()).keys()
+                    if not used and not found:
+                        self._end(service)
+        for vni in found - set(used):
+            self.leave(vni)
+
+    def close(self) -> None:
+        self._retries.close()
+        self._work.close(END_TIMEOUT_S)
+        self._deaths.close()
+
+    # --- on a thread of the timers ---------------------------------------------------------------
+
+    def _hand_over(self, vni: int) -> None:
+        with self._lock:
+            namespace = self._namespaces.get(vni)
+        if namespace is None:
+            return
+        try:
+            with self._busy:
+                with self._lock:
+                    if vni not in self._namespaces:
+                        return
+                self._keep(vni, namespace)
+            self._failures = 0
+        except NetworkError as error:
+            self._failures += 1
+            log.warning("network %d has no metadata service yet: %s", vni, error)
+            self._retries.later(str(vni), min(LONGEST_RETRY_S, RETRY_S * 2 ** (self._failures - 1)))
+
+    def _keep(self, vni: int, namespace: str) -> None:
+        with self._reached() or self._started() as service:
+            self._deaths.watch(0, _pid(service))
+            wanted = netns.in_namespace(namespace, lambda: _mark(namespace))
+            if _ask(service, handing.List()).get(vni) == wanted:
+                return
+            _ask(service, handing.Leave(vni))  # in the same namespace its address cannot be had twice
+            sockets = netns.in_namespace(namespace, _listening)
+            try:
+                _ask(service, handing.Serve(vni, wanted), sockets)
+            finally:
+                for one in sockets:
+                    one.close()
+            reach("metadata.served")
+
+    def _died(self) -> None:
+        with self._lock:
+            networks = list(self._namespaces)
+        if networks:
+            log.warning("the metadata service has ended, and is started again")
+        for vni in networks:
+            self._work.put(vni)
+
+    # --- the service -----------------------------------------------------------------------------
+
+    def _reached(self) -> socket.socket | None:
+        """Return a way to the service, if it runs."""
+        service = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+        service.settimeout(ANSWER_TIMEOUT_S)
+        try:
+            service.connect(str(self._directory / told.SOCKET))
+        except (FileNotFoundError, ConnectionRefusedError):
+            service.close()
+            return None
+        except OSError as error:
+            service.close()
+            raise NetworkError(f"the metadata service cannot be reached: {error}") from error
+        return service
+
+    def _started(self) -> socket.socket:
+        """Start the service and return a way to it. It is nobody's child, and goes on without us."""
+        output = self._directory / "log"
+        try:
+            with output.open("ab") as file:
+                done = subprocess.run(
+                    [sys.executable, "-m", "md_server", "--background", "--state-dir", str(self._state)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=file,
+                    stderr=file,
+                    cwd="/",
+                    timeout=START_TIMEOUT_S,
+                    check=False,
+                )
+        except subprocess.TimeoutExpired as error:
+            raise NetworkError(f"the metadata service did not start within {START_TIMEOUT_S:.0f} s") from error
+        except OSError as error:
+            raise NetworkError(f"the metadata service does not start: {error.strerror}") from error
+        reach("metadata.started")
+        service = self._reached()
+        if done.returncode != 0 or service is None:
+            raise NetworkError(f"the metadata service does not start; {output} says why")
+        return service
+
+    def _end(self, service: socket.socket) -> None:
+        """Have the service end, if it serves nothing: what another daemon has handed to it goes on."""
+        self._deaths.forget(0)
+        pid = _pid(service)
+        if _ask(service, handing.List()):
+            return
+        with contextlib.suppress(ProcessLookupError):
+            held = os.pidfd_open(pid)
+            try:
+                with contextlib.suppress(NetworkError):
+                    _ask(service, handing.End())
+                poll = select.poll()
+                poll.register(held, select.POLLIN)
+                if not poll.poll(END_TIMEOUT_S * 1000):
+                    signal.pidfd_send_signal(held, signal.SIGKILL)
+            finally:
+                os.close(held)
+
+    def _write(self, path: Path, data: bytes) -> None:
+        new = path.with_suffix(".new")
+        try:
+            if path.exists() and path.read_bytes() == data:
+                return
+            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            new.write_bytes(data)
+            new.chmod(0o600)
+            new.replace(path)
+        except OSError as error:
+            raise NetworkError(f"{path} cannot be written: {error.strerror}", hint="free space on that disk") from error
+
+
+def _ask(service: socket.socket, question: handing.Question, sockets: Collection[socket.socket] = ()) -> dict[int, str]:
+    """Return which networks are served, with their marks, once ``question`` is done."""
+    try:
+        socket.send_fds(service, [handing.encode(question)], [one.fileno() for one in sockets])
+        return handing.decode_answer(service.recv(handing.LIMIT_BYTES)).networks
+    except (OSError, msgspec.DecodeError) as error:
+        raise NetworkError(f"the metadata service does not answer: {error}") from error
+
+
+def _pid(service: socket.socket) -> int:
+    pid, _, _ = struct.unpack("3i", service.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return int(pid)
+
+
+# --- in a network's namespace ----------------------------------------------------------------------
+
+
+def _mark(namespace: str) -> str:
+    """Return what is another one when the namespace or its device was made anew."""
+    try:
+        index = socket.if_nametoindex(LAN)
+    except OSError as error:
+        raise NetworkError(f"the namespace {namespace} has no device {LAN} yet") from error
+    return f"{netns.identity(namespace)} {index}"
+
+
+def _listening() -> list[socket.socket]:
+    """Open the sockets of the service in the namespace of this thread: the one of IPv6 where there is IPv6."""
+    opened: list[socket.socket] = []
+    try:
+        opened.append(_open(socket.AF_INET, (ADDRESS, PORT)))
+        if socket.has_ipv6:
+            with contextlib.suppress(OSError):
+                opened.append(_open(socket.AF_INET6, (ADDRESS6, PORT, 0, socket.if_nametoindex(LAN))))
+    except OSError as error:
+        raise NetworkError(f"{ADDRESS}:{PORT} cannot be listened on: {error.strerror}") from error
+    return opened
+
+
+def _open(family: socket.AddressFamily, address: tuple[str, int] | tuple[str, int, int, int]) -> socket.socket:
+    one = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        one.bind(address)
+        one.listen(BACKLOG)
+    except OSError:
+        one.close()
+        raise
+    return one

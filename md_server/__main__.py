@@ -1,0 +1,3 @@
+from md_server.cli import main
+
+main()

@@ -1,0 +1,265 @@
+"""One process a host that answers guests on sockets which it is handed, in any number of network namespaces.
+
+It opens no network socket itself and enters no namespace: `ecompute` opens them there and hands them over
+(`ecompute.guest.handing`), while this runs. So it forks no workers, which could take no new sockets. One thread
+waits for all connections (waitress's loop); a few answer, once a request has come in as a whole. A guest has a few
+connections and no more, so that no guest keeps another from being answered.
+
+Whoever hands sockets over must be of the user that this runs as. What is asked and answered is not logged.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import fcntl
+import logging
+import os
+import resource
+import secrets
+import socket
+import struct
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from waitress import wasyncore
+from waitress.adjustments import Adjustments
+from waitress.server import TcpWSGIServer
+from waitress.task import ThreadedTaskDispatcher
+
+from ecompute.guest import handing, told
+from md_server import app
+from md_server.told import Told
+
+THREADS = 4
+CONNECTIONS_A_CALLER = 16
+REQUEST_TIMEOUT_S = 20
+HEADER_LIMIT_BYTES = 8192
+BODY_LIMIT_BYTES = 4096
+WAIT_S = 30.0
+"""The loop looks at least so often for connections that nothing comes from."""
+
+WsgiApp = Callable[[dict[str, Any], Any], Iterable[bytes]]
+log = logging.getLogger(__name__)
+
+
+class Ended(Exception):
+    """The service was asked to end, and serves nothing."""
+
+
+class AlreadyRuns(Exception):
+    """Another one serves the same directory."""
+
+
+class NetworkServer(TcpWSGIServer):  # type: ignore[misc]
+    """Answers on one socket of one network."""
+
+    def handle_accept(self) -> None:
+        before = set(self.active_channels)
+        super().handle_accept()
+        callers = Counter(channel.addr[0] for channel in self.active_channels.values())
+        for number in set(self.active_channels) - before:
+            channel = self.active_channels[number]
+            if callers[channel.addr[0]] > CONNECTIONS_A_CALLER:
+                channel.handle_close()
+
+    def end(self) -> None:
+        for channel in list(self.active_channels.values()):
+            channel.handle_close()
+        self.close()
+
+
+class Server:
+    """
+    Args:
+        state: the state directory of `ecompute`.
+    """
+
+    def __init__(self, state: Path) -> None:
+        self._directory = told.directory_of(state)
+        self._map: dict[int, Any] = {}
+        self._app = app.make(Told(state), secrets.token_bytes(32))
+        self._settings = Adjustments(
+            threads=THREADS,
+            channel_timeout=REQUEST_TIMEOUT_S,
+            cleanup_interval=REQUEST_TIMEOUT_S // 2,
+            connection_limit=1 << 20,  # counted a caller, by us
+            max_request_header_size=HEADER_LIMIT_BYTES,
+            max_request_body_size=BODY_LIMIT_BYTES,
+            clear_untrusted_proxy_headers=False,  # nothing follows from them, but a token is refused for one
+            ident=None,
+            log_socket_errors=False,
+            expose_tracebacks=False,
+        )
+        self._workers = ThreadedTaskDispatcher()
+        self._workers.queue_logger.setLevel(logging.ERROR)
+        self._networks: dict[int, tuple[str, list[NetworkServer]]] = {}
+
+    def run(self, ready: Callable[[], None] = lambda: None) -> None:
+        """Serve until told to end.
+
+        Args:
+            ready: called once sockets may be handed over.
+
+        Raises:
+            AlreadyRuns: see there.
+        """
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with (self._directory / "lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise AlreadyRuns(f"another one serves {self._directory}") from error
+            _allow_many_files()
+            path = self._directory / told.SOCKET
+            path.unlink(missing_ok=True)
+            listening = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            old = os.umask(0o177)
+            try:
+                listening.bind(str(path))
+            finally:
+                os.umask(old)
+            listening.listen(8)
+            self._workers.set_thread_count(THREADS)
+            _Desk(listening, self._map, self.answer)
+            log.info("serving %s", self._directory)
+            ready()
+            try:
+                while True:
+                    wasyncore.loop(timeout=WAIT_S, use_poll=True, map=self._map, count=1)
+            except Ended:
+                log.info("nothing is served any more")
+            finally:
+                path.unlink(missing_ok=True)
+                self._workers.shutdown(timeout=1)
+
+    def answer(self, question: handing.Question, sockets: list[socket.socket]) -> handing.Answer:
+        """Do what is asked. Sockets that are not kept are closed.
+
+        Raises:
+            Ended: it is to end.
+        """
+        match question:
+            case handing.Serve(vni, mark):
+                self._leave(vni)
+                self._networks[vni] = (mark, [self._serve(vni, one) for one in sockets])
+            case handing.Leave(vni):
+                self._leave(vni)
+            case handing.End():
+                if not self._networks:
+                    raise Ended
+        return handing.Answer({vni: mark for vni, (mark, _) in self._networks.items()})
+
+    def _serve(self, vni: int, listening: socket.socket) -> NetworkServer:
+        listening.setblocking(False)
+        return NetworkServer(
+            _of_network(self._app, vni),
+            map=self._map,
+            _sock=listening,
+            dispatcher=self._workers,
+            adj=self._settings,
+            sockinfo=(listening.family, listening.type, 0, listening.getsockname()),
+            bind_socket=False,
+        )
+
+    def _leave(self, vni: int) -> None:
+        _, servers = self._networks.pop(vni, ("", []))
+        for server in servers:
+            server.end()
+
+
+def _of_network(application: WsgiApp, vni: int) -> WsgiApp:
+    def call(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        environ[app.VNI] = vni
+        return application(environ, start_response)
+
+    return call
+
+
+# --- the desk at which sockets are handed over -----------------------------------------------------
+
+
+class _Desk(wasyncore.dispatcher):  # type: ignore[misc]
+    def __init__(
+        self,
+        listening: socket.socket,
+        map_: dict[int, Any],
+        answer: Callable[[handing.Question, list[socket.socket]], handing.Answer],
+    ) -> None:
+        super().__init__(listening, map=map_)
+        self.accepting = True
+        self._answer = answer
+
+    def writable(self) -> bool:
+        return False
+
+    def handle_accept(self) -> None:
+        with contextlib.suppress(OSError):
+            connection, _ = self.socket.accept()
+            _, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+            if uid == os.geteuid():
+                _Talk(connection, self._map, self._answer)
+            else:
+                connection.close()
+
+
+class _Talk(wasyncore.dispatcher):  # type: ignore[misc]
+    def __init__(
+        self,
+        connection: socket.socket,
+        map_: dict[int, Any],
+        answer: Callable[[handing.Question, list[socket.socket]], handing.Answer],
+    ) -> None:
+        super().__init__(connection, map=map_)
+        self._answer = answer
+
+    def writable(self) -> bool:
+        return False
+
+    def handle_read(self) -> None:
+        room = socket.CMSG_SPACE(handing.SOCKETS_LIMIT * array.array("i").itemsize)
+        try:
+            data, beside, _, _ = self.socket.recvmsg(handing.LIMIT_BYTES, room, socket.MSG_CMSG_CLOEXEC)
+        except BlockingIOError:
+            return
+        except OSError:
+            self.close()
+            return
+        sockets = [socket.socket(fileno=number) for number in _descriptors(beside)]
+        if not data:
+            self.close()
+            return
+        try:
+            answer = self._answer(handing.decode_question(data), sockets)
+            self.socket.send(handing.encode(answer))
+        except msgspec.DecodeError as error:
+            log.warning("a question that is none: %s", error)
+            for one in sockets:
+                one.close()
+            self.close()
+        except OSError:
+            self.close()
+
+    def handle_error(self) -> None:
+        if isinstance(sys.exc_info()[1], Ended):
+            raise
+        log.exception("nobody foresaw this")
+        self.close()
+
+
+def _descriptors(beside: list[tuple[int, int, bytes]]) -> list[int]:
+    numbers = array.array("i")
+    for level, kind, data in beside:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            numbers.frombytes(data[: len(data) - len(data) % numbers.itemsize])
+    return list(numbers)
+
+
+def _allow_many_files() -> None:
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

@@ -1,0 +1,214 @@
+"""Guests ask the real service, in a network's namespace, as cloud-init and as people would."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from place import KEYS, NETWORK_UUID, USER_DATA, VNI, Net, Place, wait_for
+
+from ecompute.dev.hosts import ip
+from ecompute.guest import told
+from ecompute.network.metadata import ADDRESS6, HostMetadata
+
+ID = "/latest/meta-data/instance-id"
+Make = Callable[[], HostMetadata]
+
+
+def serve(metadata: HostMetadata, net: Net, *, is_scan: bool = False) -> None:
+    metadata.serve(VNI, net.netns, net.callers(), is_scan=is_scan)
+    wait_for(lambda: is_answered(net.a), what="the service answers")
+
+
+def is_answered(place: Place) -> bool:
+    return place.get(ID)[0] == 200
+
+
+def uuid_told(place: Place, *options: str) -> str:
+    status, body = place.get("/openstack/latest/meta_data.json", *options)
+    assert status == 200
+    return str(json.loads(body)["uuid"])
+
+
+def pid_of(net: Net) -> int:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as way:
+        way.connect(str(told.directory_of(net.state) / told.SOCKET))
+        return int.from_bytes(way.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)[:4], sys.byteorder)
+
+
+def test_cloud_init_reads_both_trees(net: Net, make_metadata: Make, cloud_init: Path, tmp_path: Path) -> None:
+    serve(make_metadata(), net)
+    done = net.a.run(
+        sys.executable,
+        Path(__file__).with_name("read_over_http.py"),
+        tmp_path / "cloud-init",
+        env={"PYTHONPATH": str(cloud_init)},
+    )
+    assert done.returncode == 0, done.stderr
+    read = json.loads(done.stdout)
+    assert read["token"], "cloud-init got no session token"
+    ec2 = read["ec2"]
+    assert ec2["user-data"] == USER_DATA
+    facts = ec2["meta-data"]
+    assert facts["local-ipv4"] == net.a.ip
+    assert facts["public-ipv4"] == "203.0.113.9"
+    assert facts["local-hostname"] == "web-5"
+    assert [key["openssh-key"] if isinstance(key, dict) else key for key in facts["public-keys"].values()]
+    assert facts["network"]["interfaces"]["macs"][net.a.mac]["local-ipv4s"] == net.a.ip
+    assert ec2["dynamic"]["instance-identity"]["document"]["privateIp"] == net.a.ip
+    assert read["is_there"]
+    openstack = read["openstack"]
+    assert openstack["metadata"]["uuid"] == net.a.uuid
+    assert openstack["metadata"]["public_keys"] == {"key-1": KEYS[0], "key-2": KEYS[1]}
+    assert openstack["userdata"] == USER_DATA
+    assert openstack["networkdata"]["networks"][0]["network_id"] == NETWORK_UUID
+
+
+def test_a_guest_is_known_by_where_it_asks_from_and_by_no_header(net: Net, make_metadata: Make) -> None:
+    serve(make_metadata(), net)
+    assert uuid_told(net.a) == net.a.uuid
+    assert uuid_told(net.b) == net.b.uuid
+    for header in ("X-Forwarded-For", "X-Real-IP", "Forwarded", "Host", "X-Instance-ID", "X-Tenant-ID"):
+        for value in (net.b.ip, net.b.uuid, f"for={net.b.ip}"):
+            status, body = net.a.get("/openstack/latest/meta_data.json", "-H", f"{header}: {value}")
+            assert net.b.uuid not in body
+            assert status in (200, 400), header
+    _, token = net.b.get("/latest/api/token", "-X", "PUT", "-H", "X-aws-ec2-metadata-token-ttl-seconds: 60")
+    assert net.b.get(ID, "-H", f"X-aws-ec2-metadata-token: {token}")[0] == 200
+    assert net.a.get(ID, "-H", f"X-aws-ec2-metadata-token: {token}")[0] == 401
+
+
+def test_a_guest_is_known_by_its_link_local_address(net: Net, make_metadata: Make) -> None:
+    serve(make_metadata(), net)
+    assert json.loads(
+        wait_for(
+            lambda: net.b.get("/openstack/latest/meta_data.json", address=f"[{ADDRESS6}%25eth0]")[1],
+            what="an answer over IPv6",
+        )
+    )["uuid"] == net.b.uuid  # fmt: skip
+
+
+def test_somebody_unknown_is_told_nothing(net: Net, make_metadata: Make) -> None:
+    serve(make_metadata(), net)
+    ip("-n", net.a.netns, "address", "add", "10.20.0.77/24", "dev", "eth0")
+    for path in ("/", ID, "/openstack", "/latest/user-data"):
+        status, body = net.a.get(path, "--interface", "10.20.0.77")
+        assert (status, body) == (404, "404 Not Found\n")
+    assert net.a.get("/latest/api/token", "--interface", "10.20.0.77", "-X", "PUT")[0] == 404
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("-X", "DELETE"),
+        ("-X", "POST", "-d", "x" * 9000),
+        ("-H", "X: " + "y" * 20000),
+        ("-H", "Transfer-Encoding: chunked", "-H", "Content-Length: 5", "-d", "12345"),
+    ],
+)
+def test_bad_questions_are_refused_and_the_next_is_answered(
+    net: Net, make_metadata: Make, options: tuple[str, ...]
+) -> None:
+    serve(make_metadata(), net)
+    assert 400 <= net.a.get(ID, *options)[0] < 500
+    assert is_answered(net.a)
+
+
+def test_many_slow_connections_of_one_guest_keep_no_other_from_being_answered(net: Net, make_metadata: Make) -> None:
+    serve(make_metadata(), net)
+    program = (
+        "import socket, sys\n"
+        "held = []\n"
+        "for _ in range(300):\n"
+        "    one = socket.socket(); one.settimeout(5)\n"
+        "    try:\n"
+        "        one.connect(('169.254.169.254', 80)); one.send(b'GET /latest/'); held.append(one)\n"
+        "    except OSError: pass\n"
+        "print('held', flush=True); sys.stdin.read()\n"
+    )
+    with subprocess.Popen(
+        ["ip", "netns", "exec", net.a.netns, sys.executable, "-c", program],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as slow:  # fmt: skip
+        assert slow.stdout is not None and slow.stdout.readline() == "held\n"
+        for _ in range(20):
+            assert is_answered(net.b)
+        slow.communicate("", timeout=30)
+
+
+def test_the_service_goes_on_while_the_daemon_is_down_and_is_found_again(net: Net, make_metadata: Make) -> None:
+    first = make_metadata()
+    serve(first, net)
+    pid = pid_of(net)
+    first.close()
+    assert is_answered(net.a)
+    second = make_metadata()
+    serve(second, net, is_scan=True)
+    assert pid_of(net) == pid
+    second.leave(VNI)
+    assert not (told.directory_of(net.state) / told.SOCKET).exists(), "it ends with the last network"
+    assert not is_answered(net.a)
+
+
+def test_a_service_that_dies_is_started_again(net: Net, make_metadata: Make) -> None:
+    metadata = make_metadata()
+    serve(metadata, net)
+    pid = pid_of(net)
+    subprocess.run(["kill", f"-{signal.SIGKILL}", str(pid)], check=True)
+    wait_for(lambda: is_answered(net.a), timeout_s=60, what="another one answers")
+    assert pid_of(net) != pid
+
+
+def test_a_device_made_anew_gets_new_sockets_at_the_scan(net: Net, make_metadata: Make) -> None:
+    metadata = make_metadata()
+    serve(metadata, net)
+    for place, number in ((net.a, 5), (net.b, 6)):
+        ip("-n", net.netns, "link", "set", f"g{number}", "nomaster")
+        assert not is_answered(place)
+    ip("-n", net.netns, "link", "delete", "lan")
+    ip("-n", net.netns, "link", "add", "lan", "type", "bridge", "forward_delay", "0")
+    net.dress()
+    for number in (5, 6):
+        ip("-n", net.netns, "link", "set", f"g{number}", "master", "lan", "up")
+    metadata.serve(VNI, net.netns, net.callers(), is_scan=True)
+    wait_for(lambda: is_answered(net.a), what="it answers on the new device")
+    assert json.loads(
+        wait_for(
+            lambda: net.b.get("/openstack/latest/meta_data.json", address=f"[{ADDRESS6}%25eth0]")[1],
+            what="an answer over IPv6 on the new device",
+        )
+    )["uuid"] == net.b.uuid  # fmt: skip
+
+
+def test_what_a_killed_daemon_has_left_is_swept(net: Net, make_metadata: Make) -> None:
+    serve(make_metadata(), net)
+    make_metadata().sweep({VNI})
+    assert is_answered(net.a)
+    make_metadata().sweep(())
+    assert not (told.directory_of(net.state) / told.SOCKET).exists()
+    assert list(told.directory_of(net.state).glob("*.json")) == []
+
+
+def test_only_its_own_user_may_hand_it_sockets(net: Net, make_metadata: Make) -> None:
+    serve(make_metadata(), net)
+    directory = told.directory_of(net.state)
+    assert directory.stat().st_mode & 0o777 == 0o700
+    assert (directory / told.SOCKET).stat().st_mode & 0o777 == 0o600
+    for path in directory.glob("*.json"):
+        assert path.stat().st_mode & 0o777 == 0o600
+    assert USER_DATA not in (directory / "log").read_text()
+
+
+def test_nonsense_at_the_desk_ends_that_talk_and_nothing_else(net: Net, make_metadata: Make) -> None:
+    serve(make_metadata(), net)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as way:
+        way.connect(str(told.directory_of(net.state) / told.SOCKET))
+        way.send(b'{"type": "serve"}')
+        assert way.recv(100) == b""
+    assert is_answered(net.a)
