@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import msgspec
 
+from ecompute.cluster.decoding import from_json
+
 LIMIT_BYTES = 1 << 17
 """The longest message: a list of some three thousand networks."""
 SOCKETS_LIMIT = 2
@@ -56,8 +58,7 @@ def decode_question(data: bytes) -> Question:
     Raises:
         msgspec.DecodeError: it is none.
     """
-    question: Question = msgspec.json.decode(data, type=Question)
-    return question
+    return from_json(data, Question)  # type: ignore[arg-type] # a union is no class, and as good
 
 
 def decode_answer(data: bytes) -> Answer:
@@ -66,4 +67,4 @@ def decode_answer(data: bytes) -> Answer:
     Raises:
         msgspec.DecodeError: it is none.
     """
-    return msgspec.json.decode(data, type=Answer)
+    return from_json(data, Answer)

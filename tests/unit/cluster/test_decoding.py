@@ -55,7 +55,7 @@ def test_threads_that_decode_a_type_for_the_first_time_at_once_do_not_end_the_pr
 def test_nothing_is_decoded_in_another_way() -> None:
     others = [
         path
-        for package in ("ecompute", "eschedule")
+        for package in ("ecompute", "eschedule", "md_server")
         for path in (ROOT / package).rglob("*.py")
         if re.search(r"msgspec\.(json\.(decode|Decoder)|convert)\b", path.read_text()) and path.name != "decoding.py"
     ]
