@@ -26,6 +26,7 @@ from ecompute.cluster.documents import Alive
 from ecompute.cluster.errors import CloudError, StepFailed
 from ecompute.cluster.placement import Placement
 from ecompute.cluster.store import Store
+from ecompute.dev import hosts
 from ecompute.dev.etcd import EtcdProcess, start_etcd
 from ecompute.dev.guest_image import build_cached
 from ecompute.dev.libvirtd import LibvirtProcess, start_libvirtd
@@ -58,7 +59,7 @@ class Host:
         self._child: Child | None = None
 
     def start(self) -> Self:
-        enter = [] if self._netns is None else ["ip", "netns", "exec", self._netns]
+        enter = [] if self._netns is None else hosts.enter(self._netns)
         self._child = Child(
             "ecompute",
             [*enter, sys.executable, "-m", "ecompute", "--config", str(self.config), "run"],

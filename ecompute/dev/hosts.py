@@ -4,26 +4,31 @@ The underlay is a bridge in a namespace of its own, where no firewall of the mac
 passes. The machine has a leg on it, with the first address of the range: there etcd, placement and
 image servers listen for the hosts. Each host has a leg that is its ``eth0``, and nothing else.
 
-What runs in a host's namespace is started with ``ip netns exec``, and so is its libvirtd (see
-`ecompute.dev.libvirtd`); its guests' taps, bridges and VXLAN devices are then made there.
+A host's libvirtd is started in its namespace (see `ecompute.dev.libvirtd`); its guests' taps, bridges and VXLAN
+devices are then made there. Its daemon is started with `enter`: ``ip netns exec`` would give it mounts of its own, and
+the namespaces of its networks would be lost with it.
 
 Invariants: every namespace and device has the prefix that the caller chose, which nobody else has on
 this machine; `remove` takes away all of them, also after a start that failed half-way. Processes in
-the namespaces are the caller's to end, before that.
+the namespaces are the caller's to end, before that; what the networks of a host have left, too, with
+`remove_networks`.
 
 Threads: one at a time. Needs root.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import signal
 import subprocess
 from ipaddress import IPv4Address, IPv4Network
 from typing import Self
 
 from ecompute.cluster.errors import StepFailed, one_line
+from ecompute.network.netns import DIRECTORY
 
 PREFIX_LIMIT = 14
 """A device's name has at most 15 characters, and the machine's leg is named by one behind the prefix."""
@@ -136,6 +141,30 @@ def free_network() -> IPv4Network:
         if not any(network.overlaps(route) for route in routes if route.prefixlen):
             return network
     raise StepFailed(f"every part of {RANGE} is in use on this machine")
+
+
+def enter(netns: str) -> list[str]:
+    """Return what to put before a command line so that it runs in a network namespace, and in it alone."""
+    return ["nsenter", f"--net={DIRECTORY / netns}", "--"]
+
+
+def remove_networks(netns: str) -> None:
+    """Remove the namespaces into which the devices of a host lead, with all processes in them.
+
+    Raises:
+        StepFailed: one could not be removed.
+    """
+    for name in networks(netns):
+        for pid in ip("netns", "pids", name).split():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
+        ip("netns", "delete", name)
+
+
+def networks(netns: str) -> list[str]:
+    """Return the names of the namespaces of a host's networks."""
+    ids = json.loads(ip("-n", netns, "-j", "netns", "list-id") or "[]")
+    return sorted(name for entry in ids if (name := entry.get("name", "")).startswith("ec-"))
 
 
 def namespaces() -> list[str]:

@@ -58,7 +58,7 @@ from ecompute.cluster.placement import Placement
 from ecompute.cluster.store import Store
 from ecompute.dev.etcd import EtcdProcess, start_etcd
 from ecompute.dev.guest_image import build_cached
-from ecompute.dev.hosts import Underlay, free_network, ip, namespaces
+from ecompute.dev.hosts import Underlay, free_network, ip, namespaces, remove_networks
 from ecompute.dev.placement import PlacementProcess, start_placement
 
 __all__ = ["Cluster", "Guest", "Host", "Result", "remove_leftovers", "wait_for"]
@@ -167,6 +167,7 @@ class Cluster:
                 host.kill()
                 host.disconnect()
                 host.libvirtd.stop()
+                remove_networks(host.netns)
 
     def remove(self) -> None:
         """End and remove everything, whatever state it is in; the logs stay in the directory. Idempotent."""
@@ -335,7 +336,7 @@ def _environment(failpoint: str | None) -> dict[str, str]:
     return env if failpoint is None else {**env, "ECOMPUTE_FAILPOINT": failpoint}
 
 
-_STARTED = re.compile(rb"(.*/)?(etcd|qemu-system-.*|libvirtd|virtlogd|python[\d.]*)")
+_STARTED = re.compile(rb"(.*/)?(etcd|qemu-system-.*|libvirtd|virtlogd|python[\d.]*|dnsmasq)")
 
 
 @_alone()
@@ -359,6 +360,7 @@ def remove_leftovers() -> None:
             for pid in listed.stdout.split():
                 with contextlib.suppress(OSError):
                     os.kill(int(pid), signal.SIGKILL)
+            remove_networks(netns)
         Underlay(prefix, free_network()).remove()
 
 
