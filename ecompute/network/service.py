@@ -1,0 +1,224 @@
+"""The dnsmasq of each network: found, started, told, ended.
+
+One a network, below ``directory/<VNI>``. It puts itself into the background once it works, is nobody's child, and
+goes on while the daemon is gone: guests keep their DHCP. It is found again by its pid file, which proves nothing
+by itself: the process must have been started with our file, whose name has the digest of what is in it, and be in
+the network's namespace. It is ended by that process id and nothing else, held so that it cannot become another's.
+
+Files that it reads anew at a signal are written before the signal, and `told` after it: killed in between, it is
+told again. Everything that is written is in place as a whole or not at all.
+
+Any thread may call this, one at a time for a network; `start` in a thread of the network's namespace.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import select
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+from ecompute.cluster.errors import NetworkError, one_line
+from ecompute.network import netns
+from ecompute.network.dnsmasq import Files, Paths
+from ecompute.network.gateway_terms import FoundService
+
+PROGRAM = "dnsmasq"
+TIMEOUT_S = 10.0
+END_TIMEOUT_S = 5.0
+USERS = ("dnsmasq", "nobody")
+
+
+class Services:
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def paths(self, vni: int) -> Paths:
+        directory = self._directory / f"{vni:06x}"
+        return Paths(directory, _user(directory))
+
+    def found(self, vni: int, namespace: str) -> FoundService:
+        """Return what is there; a process outside of ``namespace`` is there, and does not run for us."""
+        paths = self.paths(vni)
+        pid, conf = self._process(paths)
+        is_inside = pid is not None and netns.identity_at(Path(f"/proc/{pid}/ns/net")) == netns.identity(namespace)
+        told, lan = _read_told(_told(paths))
+        return FoundService(
+            is_running=is_inside,
+            conf=conf,
+            told=told,
+            lan=lan,
+            has_files=paths.directory.exists(),
+        )
+
+    def pid(self, vni: int) -> int | None:
+        """Return the process id of the network's dnsmasq, if it runs."""
+        return self._process(self.paths(vni))[0]
+
+    def start(self, vni: int, files: Files, lan: int) -> None:
+        """Start it in the namespace of this thread; one that runs is ended first.
+
+        Raises:
+            NetworkError: it is missing, or did not start; says what it said.
+        """
+        self.stop(vni)
+        paths = self.paths(vni)
+        _make(paths.directory)
+        conf = paths.conf(files.conf_digest)
+        for other in paths.directory.glob("dnsmasq-*.conf"):
+            if other != conf:
+                other.unlink(missing_ok=True)
+        _write(conf, files.conf)
+        _write_lists(paths, files)
+        _write(_told(paths), f"{files.told_digest} {lan}\n")
+        try:
+            done = subprocess.run(
+                [PROGRAM, f"--conf-file={conf}"],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                encoding="utf-8",
+                errors="replace",
+                timeout=TIMEOUT_S,
+                check=False,
+                cwd="/",
+                env={"LC_ALL": "C", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
+            )
+        except FileNotFoundError as error:
+            raise NetworkError("the program dnsmasq is missing", hint="install the package dnsmasq-base") from error
+        except subprocess.TimeoutExpired as error:
+            raise NetworkError(f"dnsmasq did not start within {TIMEOUT_S:.0f} s") from error
+        if done.returncode != 0:
+            raise NetworkError(f"dnsmasq did not start: {one_line(done.stderr, 200)}")
+
+    def tell(self, vni: int, files: Files) -> None:
+        """Have it read its lists anew."""
+        paths = self.paths(vni)
+        _, lan = _read_told(_told(paths))
+        _write_lists(paths, files)
+        _signal(*self._process(paths), paths, signal.SIGHUP)
+        _write(_told(paths), f"{files.told_digest} {lan}\n")
+
+    def stop(self, vni: int) -> None:
+        """End it, wherever it runs. It may be gone.
+
+        Raises:
+            NetworkError: it does not end.
+        """
+        paths = self.paths(vni)
+        pid, conf = self._process(paths)
+        if pid is not None:
+            _signal(pid, conf, paths, signal.SIGTERM, is_awaited=True)
+        paths.pid.unlink(missing_ok=True)
+
+    def remove(self, vni: int) -> None:
+        """Take its files away, after it has ended."""
+        try:
+            shutil.rmtree(self.paths(vni).directory)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise NetworkError(f"the files of dnsmasq cannot be removed: {error.strerror}") from error
+
+    @staticmethod
+    def _process(paths: Paths) -> tuple[int | None, str | None]:
+        """Return the process that the pid file names, if it is ours, and the digest that it was started with."""
+        try:
+            pid = int(paths.pid.read_text(encoding="ascii"))
+        except (OSError, ValueError):
+            return None, None
+        conf = _conf_of(pid, paths)
+        return (None, None) if conf is None else (pid, conf)
+
+
+def _conf_of(pid: int, paths: Paths) -> str | None:
+    """Return the digest in the command line of a dnsmasq of these paths; None if the process is none."""
+    try:
+        arguments = Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").split(b"\0")
+    except OSError:
+        return None
+    if len(arguments) != 2 or Path(os.fsdecode(arguments[0])).name != PROGRAM:
+        return None
+    file = Path(os.fsdecode(arguments[1]).removeprefix("--conf-file="))
+    digest = file.name.removeprefix("dnsmasq-").removesuffix(".conf")
+    return digest if file == paths.conf(digest) else None
+
+
+def _signal(
+    pid: int | None, conf: str | None, paths: Paths, number: signal.Signals, *, is_awaited: bool = False
+) -> None:
+    """Signal a process that was found to be ours, if it still is."""
+    if pid is None:
+        return
+    try:
+        held = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        if _conf_of(pid, paths) != conf:
+            return  # it ended, and the number may be another's
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(held, number)
+        if is_awaited and not _has_ended(held):
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(held, signal.SIGKILL)
+            if not _has_ended(held):
+                raise NetworkError(f"dnsmasq (process {pid}) does not end, even when killed")
+    finally:
+        os.close(held)
+
+
+def _has_ended(held: int) -> bool:
+    """Wait for a process; return whether it has ended in time."""
+    poll = select.poll()
+    poll.register(held, select.POLLIN)
+    return bool(poll.poll(END_TIMEOUT_S * 1000))
+
+
+def _told(paths: Paths) -> Path:
+    return paths.directory / "told"
+
+
+def _read_told(path: Path) -> tuple[str | None, int | None]:
+    try:
+        digest, lan = path.read_text(encoding="ascii").split()
+        return digest, int(lan)
+    except (OSError, ValueError):
+        return None, None
+
+
+def _make(directory: Path) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        for path in (directory, directory.parent):
+            path.chmod(0o711)
+    except OSError as error:
+        raise NetworkError(f"{directory} cannot be made: {error.strerror}") from error
+
+
+def _write_lists(paths: Paths, files: Files) -> None:
+    _write(paths.leases, files.leases)
+    _write(paths.names, files.names)
+
+
+def _write(path: Path, text: str) -> None:
+    """Replace a file at once; dnsmasq reads it as another user."""
+    new = path.with_name(f"{path.name}.new")
+    try:
+        new.write_text(text, encoding="ascii")
+        new.chmod(0o644)
+        new.replace(path)
+    except OSError as error:
+        raise NetworkError(f"{path} cannot be written: {error.strerror}", hint="free space on that disk") from error
+
+
+def _user(directory: Path) -> str:
+    """Return as whom dnsmasq can read files there: one without rights, unless that one cannot get there."""
+    if all(parent.stat().st_mode & 0o001 for parent in directory.parents if parent.exists()):
+        for user in USERS:
+            with contextlib.suppress(KeyError):
+                return pwd.getpwnam(user).pw_name
+    return "root"
