@@ -10,7 +10,8 @@ import json
 import socket
 import struct
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from ecompute.cluster.errors import NetworkError, one_line
@@ -45,6 +46,8 @@ def normalise(listing: str) -> list[Json]:
         if kind == "metainfo":
             continue
         kept = {key: value for key, value in body.items() if key != "handle"}
+        if "elem" in kept:  # of a set; listed in no order
+            kept["elem"] = sorted(kept["elem"], key=json.dumps)
         if kind == "rule":
             kept["expr"] = [{"counter": None} if "counter" in part else part for part in kept["expr"]]
         items.append({kind: kept})
@@ -75,6 +78,69 @@ def listing(table: Table) -> str | None:
     if "No such file or directory" in done.stderr:
         return None
     raise NetworkError(f"listing the nftables table {family} {name}: {_reason(done.stderr)}")
+
+
+class Kept:
+    """Tables of ours in one network namespace, and whether they are as they were put.
+
+    They are listed only when the kernel's ruleset has another generation than when they were last known: that
+    question costs 0.1 ms, a listing takes a process. What another release of nft prints in another way is known
+    by what it printed after they had been put a second time.
+
+    Any thread of the namespace, one at a time.
+    """
+
+    def __init__(self, tables: Sequence[Table]) -> None:
+        self._tables = tuple(tables)
+        self._known: tuple[object, list[Json]] | None = None
+        """A generation, and what was there then."""
+        self._put: list[Json] | None = None
+        self._is_doubtful = False
+        """Whether what was put was then not found as it had been put."""
+        self._printed: tuple[list[Json], list[Json]] | None = None
+        """What was put, and how it is listed."""
+
+    def are(self, items: list[Json]) -> bool:
+        """Return whether the tables hold ``items`` and nothing else.
+
+        Raises:
+            NetworkError: it cannot be said.
+        """
+        now = _moment()
+        if self._known is None or self._known[0] != now:
+            found = self._found()
+            if self._printed is not None and self._printed[1] == found:
+                found = self._printed[0]
+            self._known = (now, found)
+        is_so = self._known[1] == items
+        self._is_doubtful = not is_so and self._put == items
+        return is_so
+
+    def put(self, items: list[Json]) -> None:
+        """Replace what the tables hold, all at once; without items they go.
+
+        Raises:
+            NetworkError: nft is missing or refused it.
+        """
+        self._known = None
+        _, before = _moment()
+        change(script(self._tables, items))
+        if self._is_doubtful:
+            self._printed = (items, self._found())
+        self._put = items
+        identity, after = _moment()
+        if after == before + 1:  # nobody else was there meanwhile
+            self._known = ((identity, after), items)
+
+    def _found(self) -> list[Json]:
+        listings = [listing(table) for table in self._tables]
+        return [item for listed in listings if listed is not None for item in normalise(listed)]
+
+
+def _moment() -> tuple[tuple[int, int], int]:
+    """Return what changes whenever a rule of this thread's network namespace does."""
+    here = Path("/proc/thread-self/ns/net").stat()
+    return (here.st_dev, here.st_ino), generation()
 
 
 def _reason(stderr: str) -> str:
