@@ -9,6 +9,10 @@ A network with many guests changes often, and every change wakes all of its host
 each round, `PAUSES` times as long as that took, at most `LONGEST_PAUSE_S`. The guests that it builds itself
 do not wait for that.
 
+What a network is here has two parts: the segment (`reconcile`), and the gateway that serves this host's guests
+(`gateway_reconcile`). A new guest needs both: without DHCP it would start into nothing. One that runs is not kept
+off the segment by a gateway of which something fails: that is logged once, and tried again.
+
 While the host is on hold nothing is changed: an emptied etcd has no peers, and running guests would
 lose theirs.
 
@@ -25,12 +29,14 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from ecompute.cluster import keys
-from ecompute.cluster.documents import Assignment, Interface, Network, NetworkHost, Port
+from ecompute.cluster.documents import Assignment, Interface, Network, NetworkHost, NetworkKind, Port
 from ecompute.cluster.errors import CloudError, NetworkError, OnHold
 from ecompute.cluster.periodic import Periodic
 from ecompute.cluster.retries import Retries
 from ecompute.cluster.store import Follow, Store, Watcher
+from ecompute.network.gateway_reconcile import GatewayReconciler
 from ecompute.network.mesh import wanted
+from ecompute.network.names import gateway_name
 from ecompute.network.reconcile import NetworkReconciler
 
 SCAN_PERIOD_S = 600.0
@@ -56,6 +62,7 @@ class Memberships:
         store: Store,
         watcher: Watcher,
         reconciler: NetworkReconciler,
+        gateways: GatewayReconciler,
         provider: str,
         memory: Path,
         *,
@@ -65,6 +72,7 @@ class Memberships:
         self._store = store
         self._watcher = watcher
         self._reconciler = reconciler
+        self._gateways = gateways
         self._provider = provider
         self._memory = memory
         memory.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -76,6 +84,9 @@ class Memberships:
         self._marked: set[str] = set()
         self._busy: dict[str, threading.Lock] = {}
         self._retries = Retries("network-retries", self._mark)
+        self._failures: dict[str, str] = {}
+        """What was said of a network's gateway that is not as it should be."""
+        self._damaged_at: dict[int, float] = {}
         self._not_before = 0.0
         self._is_converging = False
         self._pause = Retries("network-pause", lambda _: self._periodic.wake())
@@ -85,10 +96,13 @@ class Memberships:
             "networks", self._converge_marked, period_s=scan_period_s, jitter_s=scan_period_s / 10
         )
 
+        gateways.on_damage(self._damaged)
+
     def start(self) -> None:
         self._periodic.start()
 
     def close(self) -> None:
+        self._gateways.close()
         self._retries.close()
         self._pause.close()
         self._periodic.stop()
@@ -99,8 +113,11 @@ class Memberships:
             self._use(interface, instance_uuid)
             self._mark(interface.network_uuid)
 
-    def join(self, instance_uuid: str, interface: Interface) -> None:
+    def join(self, instance_uuid: str, interface: Interface, *, is_new: bool = True) -> None:
         """Bring the network of ``interface`` up here, for a guest about to start.
+
+        Args:
+            is_new: it has never run: the network's gateway is required, too.
 
         Raises:
             NetworkError: it could not be brought up, or there is no such network.
@@ -108,9 +125,11 @@ class Memberships:
         """
         self._use(interface, instance_uuid)
         try:
-            self._converge(interface.network_uuid, is_required=True, is_scan=True)
-        except CloudError:
-            self._unuse(interface.network_uuid, instance_uuid)
+            self._converge(interface.network_uuid, is_required=True, needs_gateway=is_new, is_scan=True)
+        except CloudError as error:
+            with self._serial(interface.network_uuid):
+                if self._unuse(interface.network_uuid, instance_uuid) and not isinstance(error, OnHold):
+                    self._try_down(interface.vni)
             raise
 
     def starting(self, taps: Iterable[str]) -> AbstractContextManager[None]:
@@ -127,7 +146,7 @@ class Memberships:
         """Whether `leave` has something to do for this guest, as after a daemon that died on the way."""
         with self._lock:
             users = set(self._users.get(interface.network_uuid, set()))
-        return instance_uuid in users or (not users and interface.vni in self._reconciler.present())
+        return instance_uuid in users or (not users and interface.vni in self._present())
 
     def has_others(self, instance_uuid: str, assignment: Assignment | None = None) -> bool:
         """Whether this guest has joined networks that its assignment names no interface of; without one: any."""
@@ -169,12 +188,7 @@ class Memberships:
             with self._lock:
                 is_anothers = vni in self._vnis.values()
             if not is_anothers:
-                if is_user:
-                    self._reconciler.remove(vni)
-                else:
-                    self._reconciler.remove_if_empty(vni)
-                if vni not in self._reconciler.present():  # else guests that are not taken note of yet have it
-                    self._remembered(vni).unlink(missing_ok=True)
+                self._take_down(vni, is_sure=is_user)
 
     def sweep(self, assigned: set[int]) -> None:
         """Take down what is left of networks that no guest here uses (a daemon died while leaving).
@@ -190,12 +204,36 @@ class Memberships:
         known = {int(path.name) for path in self._memory.iterdir() if path.name.isdigit()}
         for vni in known - used:
             try:
-                if self._reconciler.remove_if_empty(vni):
+                if self._take_down(vni, is_sure=False):
                     log.info("removed what was left of network %d", vni)
-                if vni not in self._reconciler.present():
-                    self._remembered(vni).unlink(missing_ok=True)
             except NetworkError as error:
                 log.warning("what is left of network %d stays: %s", vni, error)
+
+    def _take_down(self, vni: int, *, is_sure: bool) -> bool:
+        """Remove what is there of a network; return whether that was anything.
+
+        Args:
+            is_sure: no guest has it any more. Else guests that are not taken note of yet may have it, and it stays.
+
+        Raises:
+            NetworkError: something of it could not be removed.
+        """
+        ports = {port.name for port in self._reconciler.found(vni).ports} - {gateway_name(vni)}
+        if ports and not is_sure:
+            return False
+        removed = (*self._gateways.remove(vni), *self._reconciler.remove(vni))
+        if vni not in self._present():
+            self._remembered(vni).unlink(missing_ok=True)
+        return bool(removed)
+
+    def _try_down(self, vni: int) -> None:
+        try:
+            self._take_down(vni, is_sure=False)
+        except NetworkError as error:
+            log.warning("what is left of network %d stays until it is swept: %s", vni, error)
+
+    def _present(self) -> frozenset[int]:
+        return self._reconciler.present() | self._gateways.present()
 
     def _remembered(self, vni: int) -> Path:
         """The mark that this host has brought a network up; there before its first device."""
@@ -236,6 +274,19 @@ class Memberships:
             left_s = self._not_before - time.monotonic()
         self._wake_in(left_s)
 
+    def _damaged(self, vni: int) -> None:
+        """Put a network right soon; one that is damaged again and again, at intervals."""
+        now = time.monotonic()
+        with self._lock:
+            uuids = [uuid for uuid, known in self._vnis.items() if known == vni]
+            is_again = now < self._damaged_at.get(vni, -RETRY_S) + RETRY_S
+            self._damaged_at[vni] = now
+        for uuid in uuids:
+            if is_again:
+                self._retries.later(uuid, RETRY_S)
+            else:
+                self._mark(uuid)
+
     def _wake_in(self, left_s: float) -> None:
         if left_s > 0:
             self._pause.later("", left_s)
@@ -268,7 +319,7 @@ class Memberships:
             if is_more:
                 self._wake_in(pause_s)
 
-    def _converge(self, uuid: str, *, is_required: bool = False, is_scan: bool) -> None:
+    def _converge(self, uuid: str, *, is_required: bool = False, needs_gateway: bool = False, is_scan: bool) -> None:
         if self._is_held():
             if is_required:
                 raise OnHold(f"network {uuid} is not brought up: this host is on hold")
@@ -291,18 +342,36 @@ class Memberships:
                 found_hosts = list(self._store.list(keys.network_hosts(uuid), NetworkHost).items)
             else:  # what the watch has kept: a list on every event would cost a large network too much
                 found_ports, found_hosts = list(ports.snapshot().values()), list(hosts.snapshot().values())
-            target = wanted(
-                network.value,
-                self._provider,
-                [item.value for item in found_ports],
-                [item.value for item in found_hosts],
-            )
+            all_ports, all_hosts = [item.value for item in found_ports], [item.value for item in found_hosts]
+            target = wanted(network.value, self._provider, all_ports, all_hosts)
             for problem in target.problems:
                 log.warning("network %s: %s; it is passed over", uuid, problem)
             if is_scan:
                 self._reconciler.ensure(target)
             else:
                 self._reconciler.follow(target)
+            if network.value.kind is NetworkKind.VIRTUAL:
+                self._serve(network.value, all_ports, all_hosts, is_scan=is_scan, needs_gateway=needs_gateway)
+
+    def _serve(
+        self, network: Network, ports: list[Port], hosts: list[NetworkHost], *, is_scan: bool, needs_gateway: bool
+    ) -> None:
+        """Make the network's gateway what it is to be here."""
+        try:
+            if is_scan:
+                self._gateways.ensure(network, ports, hosts)
+            else:
+                self._gateways.follow(network, ports, hosts)
+        except CloudError as error:
+            if needs_gateway:
+                raise
+            if self._failures.get(network.uuid) != str(error):
+                self._failures[network.uuid] = str(error)
+                log.error("network %s is not served as it should be: %s", network.uuid, error)
+            self._retries.later(network.uuid, RETRY_S)
+        else:
+            if self._failures.pop(network.uuid, None) is not None:
+                log.info("network %s is served again", network.uuid)
 
     def _serial(self, uuid: str) -> threading.Lock:
         with self._lock:

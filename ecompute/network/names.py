@@ -80,6 +80,15 @@ def link_local(mac: str) -> str:
     return str(IPv6Address(b"\xfe\x80" + bytes(6) + host))
 
 
+def uplink_mac(vni: int) -> str:
+    """Return the MAC of the inner end of the network's uplink on each host."""
+    return "06:ec:02:" + vni.to_bytes(3, "big").hex(":")
+
+
+def uplink_outer_mac(vni: int) -> str:
+    return "06:ec:03:" + vni.to_bytes(3, "big").hex(":")
+
+
 def mtu_over(underlay_mtu: int) -> int:
     """Return the MTU of a network whose packets travel over an underlay of ``underlay_mtu``."""
     return underlay_mtu - OVERHEAD_BYTES

@@ -1,0 +1,211 @@
+"""Drives the gateways of this host to what is wanted: found and wanted in, changes applied.
+
+The same for a gateway that is new, damaged, or changed elsewhere: it is read, compared, and what differs is changed.
+Killed between any two changes, the next call ends in the same place. What cannot be done does not keep the rest from
+being done, as far as that is of use without it; nothing is undone: who needs the network for a new guest only takes it
+down again.
+
+Where nothing of this host's has changed since the last call, `follow` reads nothing; what somebody else has done
+meanwhile is found by the next `ensure`. A dnsmasq that ends is known at once.
+
+Any thread may call this, one at a time for a network. What all networks share, the rules of the host, is changed by
+one at a time.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from ipaddress import AddressValueError, IPv4Address
+
+from msgspec.structs import replace
+
+from ecompute.cluster.documents import Network, NetworkHost, Port
+from ecompute.network import gateway
+from ecompute.network.egress import Egress, HostRules
+from ecompute.network.gateway_memory import GatewayMemory, Remembered
+from ecompute.network.gateway_terms import GatewayChange, WantedGateway
+from ecompute.network.gateways import Gateways, OnChange
+
+log = logging.getLogger(__name__)
+
+
+class GatewayReconciler:
+    """
+    Args:
+        provider: the host's provider uuid.
+        upstream: the name servers that know what is outside.
+        control_plane: the addresses of etcd and placement.
+        on_change: called after every change, on some thread.
+    """
+
+    def __init__(
+        self,
+        gateways: Gateways,
+        egress: Egress,
+        provider: str,
+        memory: GatewayMemory,
+        *,
+        upstream: Callable[[], Sequence[str]],
+        control_plane: Callable[[], frozenset[str]],
+        on_change: OnChange | None = None,
+    ) -> None:
+        self._gateways = gateways
+        self._egress = egress
+        self._provider = provider
+        self._memory = memory
+        self._upstream = upstream
+        self._control_plane = control_plane
+        self._on_change = on_change
+        self._lock = threading.Lock()
+        self._left: dict[int, WantedGateway] = {}
+        """What the last call has left of a network's gateway."""
+        self._said: dict[str, str] = {}
+        self._on_damage: Callable[[int], None] = lambda vni: None
+        gateways.on_death(self._died)
+
+    def on_damage(self, tell: Callable[[int], None]) -> None:
+        """Have ``tell`` called with the VNI of a network that is not as it was left, from some thread."""
+        self._on_damage = tell
+
+    def close(self) -> None:
+        self._gateways.close()
+
+    def ensure(
+        self, network: Network, ports: Sequence[Port], hosts: Iterable[NetworkHost]
+    ) -> tuple[GatewayChange, ...]:
+        """Make the gateway of ``network`` what it is to be here, and return the changes that this took.
+
+        Raises:
+            NetworkError: a device with our name is not ours, or something could not be done.
+        """
+        vni = network.vni
+        self._left.pop(vni, None)
+        transit = self._transit(network, ports)
+        wanted = self._wanted(network, ports, transit)
+        device = self._egress.device() if transit is not None else None
+        known = self._memory.of(vni)
+        addresses = frozenset() if wanted.uplink is None else wanted.uplink.addresses
+        proxied = frozenset((address, device) for address in addresses if device is not None)
+        remembered = Remembered(
+            transit=transit, addresses=addresses, proxied=proxied, underlays=frozenset(_underlays(hosts))
+        )
+        self._memory.put(vni, replace(remembered, proxied=known.proxied | proxied))
+        if transit is not None:
+            self._say("egress", "" if device is not None else _NO_EGRESS)
+            self._keep_egress(device)
+        found = self._gateways.found(vni, wanted.rules, transit, known=known.proxied | proxied)
+        changes = gateway.plan(wanted, found, device)
+        self._gateways.apply(changes, self._on_change)
+        self._memory.put(vni, remembered)
+        if known.transit is not None and transit is None:
+            self._keep_egress(None)
+        self._left[vni] = wanted
+        return changes
+
+    def follow(
+        self, network: Network, ports: Sequence[Port], hosts: Iterable[NetworkHost]
+    ) -> tuple[GatewayChange, ...]:
+        """Do the same, unless nothing that this gateway follows from has changed since the last call.
+
+        Raises:
+            NetworkError: as `ensure`.
+        """
+        known = self._memory.of(network.vni)
+        left = self._left.get(network.vni)
+        if left is not None and known.underlays == frozenset(_underlays(hosts)):
+            transit = self._transit(network, ports)
+            if left == self._wanted(network, ports, transit):
+                return ()
+        return self.ensure(network, ports, hosts)
+
+    def remove(self, vni: int) -> tuple[GatewayChange, ...]:
+        """Remove what is there of a network's gateway, and with the last one the rules of the host.
+
+        Raises:
+            NetworkError: something could not be removed.
+        """
+        self._left.pop(vni, None)
+        known = self._memory.of(vni)
+        found = self._gateways.found(vni, known=known.proxied)
+        changes = gateway.plan(None, found)
+        self._gateways.apply(changes, self._on_change)
+        self._memory.forget(vni)
+        if known.transit is not None:
+            self._keep_egress(None)
+        return changes
+
+    def present(self) -> frozenset[int]:
+        """Return the VNIs of which something of ours is there."""
+        return self._gateways.ours()
+
+    def _wanted(self, network: Network, ports: Sequence[Port], transit: str | None) -> WantedGateway:
+        wanted = gateway.wanted(
+            network,
+            self._provider,
+            ports,
+            self._gateways.paths(network.vni),
+            transit=transit,
+            upstream=self._upstream() if network.has_dns else (),
+        )
+        self._say(network.uuid, "; ".join(wanted.problems))
+        return wanted
+
+    def _transit(self, network: Network, ports: Sequence[Port]) -> str | None:
+        """Return the address of the network's uplink here, chosen once; None if it needs none."""
+        if not gateway.needs_uplink(network, self._provider, ports):
+            return None
+        known = self._memory.of(network.vni)
+        if known.transit is not None:
+            return known.transit
+        with self._lock:
+            taken = {one.transit for one in self._memory.all().values() if one.transit is not None}
+            transit = gateway.choose_transit(network.vni, taken | self._egress.link_local())
+            self._memory.put(network.vni, replace(known, transit=transit))
+            return transit
+
+    def _keep_egress(self, device: str | None) -> None:
+        """Make the rules of the host those that all networks here need."""
+        with self._lock:
+            networks = [one for one in self._memory.all().values() if one.transit is not None]
+            if not networks:
+                self._egress.remove()
+                return
+            if device is None:
+                device = self._egress.device()
+            self._egress.ensure(
+                HostRules(
+                    device=device,
+                    addresses=frozenset().union(*(one.addresses for one in networks)),
+                    refused=self._control_plane().union(*(one.underlays for one in networks)),
+                    resolvers=frozenset(self._upstream()),
+                    is_router=device is not None and self._egress.is_router(device),
+                )
+            )
+
+    def _died(self, vni: int) -> None:
+        log.warning("dnsmasq of network %d has ended, and is started again", vni)
+        self._left.pop(vni, None)
+        self._on_damage(vni)
+
+    def _say(self, what: str, text: str) -> None:
+        """Log what is to be said of something, once."""
+        if self._said.get(what, "") != text:
+            self._said[what] = text
+            if text:
+                log.warning("%s: %s", what if what == "egress" else f"network {what}", text)
+
+
+_NO_EGRESS = (
+    "this host has no device that leads out, so its guests do not get out either; set `egress:` in compute.yaml, "
+    "or give the host a default route"
+)
+
+
+def _underlays(hosts: Iterable[NetworkHost]) -> Iterable[str]:
+    for host in hosts:
+        try:
+            yield str(IPv4Address(host.underlay))
+        except AddressValueError:
+            continue  # said by `mesh`
