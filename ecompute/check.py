@@ -10,11 +10,14 @@ Threads: any.
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
+import json
 import os
 import shutil
 import socket
 import stat
+import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,11 +26,13 @@ from urllib.parse import parse_qs, urlsplit
 from ecompute.cluster.config import Config
 from ecompute.cluster.errors import CloudError
 from ecompute.inventory import Measured, measure, shortfalls
+from ecompute.network.resolvers import upstream
 
 PROGRAMS = {
     "qemu-system-x86_64": "qemu-system-x86",
     "qemu-img": "qemu-utils",
     "nft": "nftables",
+    "dnsmasq": "dnsmasq-base",
 }
 """What is run, and the Debian package that brings it."""
 
@@ -74,6 +79,12 @@ class Found:
     """Whether the configured underlay address is one of this machine's."""
     is_bridge: bool = True
     """Whether the configured bridge is one."""
+    is_egress_here: bool = True
+    """Whether the configured egress device is there."""
+    dropping: tuple[str, ...] = ()
+    """Chains of others that drop what is forwarded, unless one of their rules lets it pass."""
+    resolvers: tuple[str, ...] = ("192.0.2.53",)
+    """Name servers that guests' names are asked of."""
     files: Mapping[Path, str] = field(default_factory=dict)
     """Named by the configuration → what is wrong with it."""
 
@@ -98,6 +109,9 @@ def judge(found: Found, config: Config) -> list[Result]:
         _bridge_filters(found),
         _underlay(found, config),
         *([_bridge(found, config.bridge)] if config.bridge else []),
+        _egress(found, config),
+        _forwarding(found),
+        _resolvers(found),
         _offer(found, config),
         _disk(found, config),
         *(Result(f"file {path}", problem) for path, problem in sorted(found.files.items())),
@@ -186,6 +200,33 @@ def _bridge(found: Found, bridge: str) -> Result:
     return Result(f"bridge {bridge}", None if found.is_bridge else f"there is none; ip link add {bridge} type bridge")
 
 
+def _egress(found: Found, config: Config) -> Result:
+    name = "egress"
+    if config.egress is None:
+        if found.has_default_route:
+            return Result(name, note="the device of the default route")
+        return Result(name, note="there is no default route: guests do not get out; set egress in compute.yaml")
+    if not found.is_egress_here:
+        return Result(name, f"there is no device {config.egress}; set another egress")
+    return Result(name, note=config.egress)
+
+
+def _forwarding(found: Found) -> Result:
+    if not found.dropping:
+        return Result("forwarding")
+    return Result(
+        "forwarding",
+        note=f"{', '.join(found.dropping)} drops what no rule there lets pass: NAT and floating addresses need one for "
+        "ecu*, either way, such as iptables -I FORWARD -i ecu+ -j ACCEPT and iptables -I FORWARD -o ecu+ -j ACCEPT",
+    )
+
+
+def _resolvers(found: Found) -> Result:
+    if found.resolvers:
+        return Result("dns", note=", ".join(found.resolvers))
+    return Result("dns", note="resolv.conf names no server that guests can ask for what is outside; set dns")
+
+
 def _offer(found: Found, config: Config) -> Result:
     name = "inventory"
     if isinstance(found.measured, CloudError):
@@ -235,6 +276,9 @@ def look(config: Config) -> Found:
         has_default_route=_has_default_route(),
         is_underlay_here=config.underlay is None or _is_here(config.underlay),
         is_bridge=config.bridge is None or Path("/sys/class/net", config.bridge, "bridge").is_dir(),
+        is_egress_here=config.egress is None or Path("/sys/class/net", config.egress).exists(),
+        dropping=_dropping(),
+        resolvers=upstream(config.dns),
         files={path: problem for path, problem in _files(config) if problem},
     )
 
@@ -292,6 +336,27 @@ def _bridge_filters_on() -> tuple[str, ...]:
         for name in names
         if (path := directory / name).exists() and path.read_text(encoding="ascii").strip() != "0"
     )
+
+
+def _dropping() -> tuple[str, ...]:
+    """Return the chains of others, as far as they can be seen, that drop what is forwarded by default."""
+    found = []
+    with contextlib.suppress(ValueError, KeyError):
+        for item in json.loads(_said("nft", "-j", "list", "chains"))["nftables"]:
+            chain = item.get("chain", {})
+            is_drop = (chain.get("hook"), chain.get("policy")) == ("forward", "drop")
+            if is_drop and chain.get("family") in ("ip", "inet"):
+                found.append(f"table {chain['family']} {chain['table']}")
+    if Path("/proc/net/ip_tables_names").exists() and "-P FORWARD DROP" in _said("iptables-legacy", "-S", "FORWARD"):
+        found.append("iptables-legacy")
+    return tuple(found)
+
+
+def _said(*command: str) -> str:
+    """Return what a program says that only looks; nothing if it is not there or fails."""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
+    return ""
 
 
 def _has_default_route() -> bool:

@@ -48,6 +48,8 @@ from ecompute.instances.reconciler import InstanceReconciler
 from ecompute.instances.reporter import Reporter
 from ecompute.keeper import HostKeeper
 from ecompute.machine import Machine
+from ecompute.network.gateway_memory import GatewayMemory
+from ecompute.network.gateway_reconcile import GatewayReconciler
 from ecompute.network.membership import Memberships
 from ecompute.network.reconcile import NetworkReconciler
 from ecompute.operations import Operations
@@ -205,12 +207,21 @@ class Daemon:
         copies = Copies(store, provider, images.held, is_held=lambda: hold.reason is not None, rng=self._rng)
         watcher = store.watcher()
         at_end(watcher.close)
+        networks = state / "memory" / "networks"
         memberships = Memberships(
             store,
             watcher,
             NetworkReconciler(links, machine.filter),
+            GatewayReconciler(
+                machine.gateways(provider, state / "networks"),
+                machine.egress(state / "memory" / "egress.json"),
+                provider,
+                GatewayMemory(networks),
+                upstream=machine.upstream,
+                control_plane=machine.control_plane,
+            ),
             provider,
-            state / "memory" / "networks",
+            networks,
             is_held=lambda: hold.reason is not None,
         )
         actuator = Actuator(

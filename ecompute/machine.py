@@ -9,7 +9,7 @@ Threads: any; each part says for itself what it allows.
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,11 @@ from ecompute.hypervisor.accelerator import Trial
 from ecompute.hypervisor.api import Hypervisor
 from ecompute.hypervisor.connection import LibvirtHypervisor
 from ecompute.inventory import Measured
+from ecompute.network import resolvers
+from ecompute.network.egress import Egress, HostEgress
+from ecompute.network.endpoints import Endpoints
 from ecompute.network.filter import Filter, NftFilter
+from ecompute.network.gateways import Gateways, HostGateways
 from ecompute.network.links import Links, NetlinkLinks
 from ecompute.storage import disks
 from ecompute.storage.fetch import Fetcher
@@ -43,6 +47,12 @@ class Connect(Protocol):
     def __call__(self, provider: str, *, is_stopping: Callable[[], bool]) -> Hypervisor: ...
 
 
+class MakeGateways(Protocol):
+    """Reaches the gateways of the host ``provider``, whose files lie in ``directory``."""
+
+    def __call__(self, provider: str, directory: Path) -> Gateways: ...
+
+
 @dataclass(frozen=True)
 class Machine:
     """One machine.
@@ -56,11 +66,18 @@ class Machine:
     hypervisor: Connect
     links: Links
     filter: Filter
+    gateways: MakeGateways
+    egress: Callable[[Path], Egress]
+    """Given the file in which it remembers how its device was set."""
     images: ImageSource
     measure: Callable[[], Measured]
     trial: Callable[[], Trial]
     create_overlay: disks.CreateOverlay = disks.create_overlay
     write_config_drive: configdrive.WriteDrive = configdrive.write
+    upstream: Callable[[], Sequence[str]] = tuple
+    """The name servers that know what is outside."""
+    control_plane: Callable[[], frozenset[str]] = frozenset
+    """The addresses of etcd and placement, which no guest is to reach."""
     spare_lanes: int = 1
 
     @classmethod
@@ -76,6 +93,10 @@ class Machine:
             hypervisor=connect,
             links=NetlinkLinks(),
             filter=NftFilter(),
+            gateways=HostGateways,
+            egress=partial(HostEgress, config.egress),
+            upstream=partial(resolvers.upstream, config.dns),
+            control_plane=Endpoints(_control_plane(config)).addresses,
             images=Fetcher(config.images, refused=_control_plane(config)),
             measure=partial(inventory.measure, config.state_dir),
             trial=partial(accelerator.remembered, config.state_dir / "accelerator.json", config.accelerator),

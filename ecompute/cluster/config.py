@@ -39,6 +39,7 @@ from ecompute.cluster.config_reading import (
     read_node,
     read_rank,
     read_ratio,
+    read_server,
     read_service_url,
     read_uuid,
 )
@@ -136,6 +137,10 @@ class Config:
     """A bridge of the host on which every guest gets a second interface."""
     underlay: str | None = None
     """The address at which other hosts send VXLAN packets; None: the source of the default route."""
+    egress: str | None = None
+    """The device by which guests get out, and floating addresses in; None: that of the default route."""
+    dns: tuple[str, ...] = ()
+    """Name servers that know what is outside of guests' networks; empty: those of the host's resolv.conf."""
     default_network: ipaddress.IPv4Network = DEFAULT_NETWORK
     """The range of each namespace's first network."""
     libvirt_uri: str = "qemu:///system"
@@ -215,6 +220,8 @@ def _config(reading: Reading, root: Node | None, path: Path) -> Config:
             "resize": read_boolean,
             "bridge": read_device,
             "underlay": read_address,
+            "egress": read_device,
+            "dns": read_list_of(read_server),
             "default_network": read_guest_network,
             "libvirt": read_libvirt_uri,
             "accelerator": read_accelerator,

@@ -330,10 +330,21 @@ def read_address(node: Node) -> str:
     return str(address)
 
 
+def read_server(node: Node) -> str:
+    text = read_text(node)
+    try:
+        address = ipaddress.IPv4Address(text)
+    except ValueError as error:
+        raise BadValueError(f"must be the IPv4 address of a name server, not {_shown(text)}") from error
+    if address.is_loopback or address.is_unspecified or address.is_multicast:
+        raise BadValueError(f"must be an address that other hosts reach, not {address}")
+    return str(address)
+
+
 def read_device(node: Node) -> str:
     text = read_text(node)
     if not re.fullmatch(r"[^\s/:]{1,15}", text) or text in {".", ".."}:
-        raise BadValueError(f"must be the name of a bridge, at most 15 characters, not {_shown(text)}")
+        raise BadValueError(f"must be the name of a device, at most 15 characters, not {_shown(text)}")
     return text
 
 

@@ -24,6 +24,7 @@ from ecompute.hypervisor.fake import FakeHypervisor
 from ecompute.inventory import Measured
 from ecompute.machine import Machine
 from ecompute.network.fake import FakeFilter, FakeLinks
+from ecompute.network.fake_gateways import FakeEgress, FakeGateways
 from ecompute.network.links import Address
 from ecompute.storage import fake as storage
 
@@ -83,6 +84,8 @@ class FleetMachine:
         self.name = name
         self.links = FakeLinks(address=Address(underlay_of(name), "fleet0", MTU))
         self.filter = FakeFilter()
+        self.gateways = FakeGateways()
+        self.egress = FakeEgress("fleet0")
         self._measured = measured
         self._conduct = conduct
         self._boot_id = str(uuid4())
@@ -100,6 +103,8 @@ class FleetMachine:
             hypervisor=self._connect,
             links=self.links,
             filter=self.filter,
+            gateways=lambda provider, directory: self.gateways,
+            egress=lambda memory: self.egress,
             images=storage.FakeFetcher(otherwise=IMAGE, before=lambda url: self._conduct.act(FETCH, url, is_cut)),
             measure=lambda: self._measured,
             trial=lambda: Trial("tcg", {}, "a machine of a fleet runs nothing"),

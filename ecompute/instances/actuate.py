@@ -206,8 +206,11 @@ class Actuator:
             self._memberships.has_to_leave(uuid, interface) for interface in assignment.spec.interfaces
         )
 
-    def do(self, step: Step, uuid: str, assignment: Assignment | None) -> None:
+    def do(self, step: Step, uuid: str, assignment: Assignment | None, *, is_build: bool = False) -> None:
         """Do one step that changes the host.
+
+        Args:
+            is_build: the instance has never run.
 
         Raises:
             StepFailed, InvalidImage: it could not be done.
@@ -231,7 +234,7 @@ class Actuator:
         elif step is Step.CONFIG_DRIVE:
             self._write_config_drive(assignment)
         elif step is Step.JOIN_NETWORK:
-            self._join(assignment)
+            self._join(assignment, is_build=is_build)
         elif step is Step.LEAVE_NETWORK:
             for interface in assignment.spec.interfaces:
                 self._memberships.leave(uuid, interface)
@@ -351,13 +354,13 @@ class Actuator:
         made = drive(assignment, secrets)
         self._put_config_drive(files.config_drive, made.files, label=made.label)
 
-    def _join(self, assignment: Assignment) -> None:
+    def _join(self, assignment: Assignment, *, is_build: bool) -> None:
         if self._bridge is not None and not self._links.has_bridge(self._bridge):
             raise NetworkError(
                 f"this host has no bridge {self._bridge}", hint="make it, or change `bridge` in compute.yaml"
             )
         for interface in assignment.spec.interfaces:
-            self._memberships.join(assignment.uuid, interface)
+            self._memberships.join(assignment.uuid, interface, is_new=is_build)
 
     def _remove_files(self, uuid: str) -> None:
         try:

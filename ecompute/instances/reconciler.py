@@ -372,7 +372,8 @@ class InstanceReconciler:
                 elif step is Step.FORGET:
                     self._memory.forget(work.uuid)
                 else:
-                    self._actuator.do(step, work.uuid, wanted)
+                    is_build = Step.REPORT_CREATING in planned.steps
+                    self._actuator.do(step, work.uuid, wanted, is_build=is_build)
                     if step is Step.DETACH and not self._memberships.has_others(work.uuid, wanted):
                         # Its network may be one of which this daemon has taken no note: the scan sweeps it away.
                         self._scanning.wake()

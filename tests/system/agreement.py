@@ -11,6 +11,7 @@ What has to hold:
 - placement has an allocation for each instance, of exactly its resources, on its provider, and no other;
 - each instance has one running domain, one QEMU, its three files and its tap on its host, and none elsewhere;
 - each host has the devices, forwarding entries and filter that its guests' networks need, and no others;
+- each host has the gateways of those networks: namespaces, dnsmasqs, translations, routes, rules, and no others;
 - each host remembers its guests as running, and nothing else but what it has removed.
 
 An instance in ``error`` (its build failed) holds addresses and keys, but no claim, and nothing is on its host.
@@ -25,6 +26,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import on_gateway
 import on_host
 
 from ecompute.cluster import keys
@@ -120,6 +122,7 @@ def differences(
             *on_host.files(host, mine, ignored | set(foreign)),
             *on_host.devices(host, etcd, provider, mine, set(on), ignored),
             *on_host.memory(host, mine, ignored),
+            *on_gateway.gateways(host, etcd, provider, mine, ignored),
         ):
             yield f"{host.name}: {difference}"
 

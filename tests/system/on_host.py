@@ -115,7 +115,7 @@ def devices(
     if not ignored:
         if ours - wanted:
             yield f"devices that nothing needs: {sorted(ours - wanted)}"
-        tables = set(re.findall(r"table (\w+) ecompute", host.run("nft", "list", "tables").stdout))
+        tables = set(re.findall(r"table (\w+) ecompute$", host.run("nft", "list", "tables").stdout, re.MULTILINE))
         if tables != (FILTER if wanted else set()):
             yield f"the filter's tables are {sorted(tables)}"
     if wanted - ours:

@@ -58,7 +58,7 @@ def test_nothing_of_the_host_answers_in_a_guests_place(cluster: Cluster, port_na
             own = {link["address"] for name, link in links.items() if name != "lo"}
             asked = {
                 "macs": sorted(own - {_mac(guest.uuid, host)}),
-                "addresses": [host.address, "127.0.0.1", "10.10.0.1", cluster.address],
+                "addresses": [host.address, "127.0.0.1", "169.254.0.1", cluster.address],
                 "port": PORT,
                 "guest": guest.address,
                 "guest_mac": _mac(guest.uuid, host),
@@ -72,7 +72,8 @@ def test_nothing_of_the_host_answers_in_a_guests_place(cluster: Cluster, port_na
             assert done.returncode == 0, done.stderr
             told = json.loads(done.stdout)
             assert told["guest"], "the guest itself did not answer: the questions do not arrive"
-            assert told["answers"] == [], "\n".join(told["answers"])
+            answers = [line for line in told["answers"] if not _is_gateway_asking(line, bridge)]
+            assert answers == [], "\n".join(answers)
             # The service is there, and from elsewhere it is reached.
             assert "reached" not in listener.log_tail()
             _knock(host.address)
@@ -87,6 +88,13 @@ def test_nothing_of_the_host_answers_in_a_guests_place(cluster: Cluster, port_na
 def _is_forwarding(netns: str, port: str) -> bool:
     (link,) = json.loads(ip("-n", netns, "-d", "-j", "link", "show", "dev", port))
     return link["linkinfo"]["info_slave_data"]["state"] == "forwarding"
+
+
+def _is_gateway_asking(line: str, bridge: str) -> bool:
+    """Whether it is the network's gateway, which looks for whoever has asked: a neighbour solicitation."""
+    mac, kind, content = line.split()
+    is_gateway = mac.replace(":", "") == f"06ec01{bridge.removeprefix('ecb')}"
+    return is_gateway and kind == "86dd" and content[80:82] == "87"
 
 
 def _mac(uuid: str, host: Host) -> str:

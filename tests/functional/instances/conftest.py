@@ -20,6 +20,9 @@ from ecompute.instances.patience import Patience
 from ecompute.instances.reconciler import InstanceReconciler
 from ecompute.instances.reporter import Reporter
 from ecompute.network.fake import FakeFilter, FakeLinks
+from ecompute.network.fake_gateways import FakeEgress, FakeGateways
+from ecompute.network.gateway_memory import GatewayMemory
+from ecompute.network.gateway_reconcile import GatewayReconciler
 from ecompute.network.membership import Memberships
 from ecompute.network.reconcile import NetworkReconciler
 from ecompute.storage import fake as storage
@@ -51,9 +54,17 @@ class Host:
         opened.callback(images.close)
         opened.callback(self.source.gate.set)
         networks = NetworkReconciler(links, FakeFilter())
-        memberships = Memberships(
-            store, watcher, networks, PROVIDER, directory / "memory" / "networks", is_held=lambda: False
+        remembered = directory / "memory" / "networks"
+        self.gateways = FakeGateways()
+        gateways = GatewayReconciler(
+            self.gateways,
+            FakeEgress(),
+            PROVIDER,
+            GatewayMemory(remembered),
+            upstream=tuple,
+            control_plane=frozenset,
         )
+        memberships = Memberships(store, watcher, networks, gateways, PROVIDER, remembered, is_held=lambda: False)
         actuator = Actuator(
             provider=PROVIDER,
             place=Place(self.files, PROVIDER, is_new=before is None),

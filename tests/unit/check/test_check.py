@@ -34,6 +34,7 @@ def test_a_machine_on_which_all_is_well_has_no_problem() -> None:
         ({"programs": {}}, "qemu-img", "apt-get install qemu-utils"),
         ({"programs": {}}, "qemu-system-x86_64", "apt-get install qemu-system-x86"),
         ({"programs": {}}, "nft", "apt-get install nftables"),
+        ({"programs": {}}, "dnsmasq", "apt-get install dnsmasq-base"),
         ({"is_admin": False}, "privileges", "run it as root"),
         ({"libvirt_socket": None}, "libvirt", "libvirt-daemon-system"),
         ({"has_tun": False}, "/dev/net/tun", "modprobe tun"),
@@ -80,6 +81,24 @@ def test_a_bridge_is_looked_for_only_where_one_is_configured() -> None:
     assert "there is none" in problems(found, Config(bridge="br0"))["bridge br0"]
 
 
+def test_an_egress_device_is_looked_for_where_one_is_configured_and_missed_where_there_is_none() -> None:
+    found = dataclasses.replace(WELL, is_egress_here=False)
+    assert problems(found) == {}
+    assert "there is no device wan0" in problems(found, Config(egress="wan0"))["egress"]
+    assert "guests do not get out" in result("egress", dataclasses.replace(WELL, has_default_route=False)).note
+
+
+def test_what_others_drop_of_what_is_forwarded_is_noted_with_what_to_do() -> None:
+    found = dataclasses.replace(WELL, dropping=("table ip filter",))
+    assert problems(found) == {}
+    assert "table ip filter drops" in result("forwarding", found).note
+    assert "iptables -I FORWARD -i ecu+ -j ACCEPT" in result("forwarding", found).note
+
+
+def test_a_host_without_name_servers_for_guests_is_told_so() -> None:
+    assert "set dns" in result("dns", dataclasses.replace(WELL, resolvers=())).note
+
+
 def test_more_disk_offered_than_is_free_is_noted() -> None:
     found = dataclasses.replace(WELL, free_disk_gb=6)
     name = "disk under /var/lib/ecompute"
@@ -105,6 +124,7 @@ def test_looking_at_this_machine_changes_nothing_and_ends(tmp_path: Path) -> Non
     found = look(config)
     assert found.is_underlay_here
     assert not found.is_bridge
+    assert found.is_egress_here
     assert not config.state_dir.exists()
     assert {r.name for r in checks(config)} >= {"libvirt", "vxlan", "underlay", "bridge lo"}
 

@@ -304,7 +304,7 @@ def test_all_problems_are_reported_at_once_in_the_order_of_their_lines() -> None
         ("image: {allow_networks: [all]}", "must be a network"),
         ("image: {max_gb: 0}", "must be 1 to"),
         ("bridge: a-name-that-is-too-long", "at most 15"),
-        ("bridge: a/b", "name of a bridge"),
+        ("bridge: a/b", "name of a device"),
         ("underlay: 10.0.0.1/24", "without a prefix"),
         ("underlay: fd00::7", "must be an IPv4 address"),
         ("underlay: 0.0.0.0", "address of this host"),
