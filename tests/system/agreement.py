@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 import on_gateway
 import on_host
+from msgspec import structs
 
 from ecompute.cluster import keys
 from ecompute.cluster.documents import (
@@ -35,6 +36,7 @@ from ecompute.cluster.documents import (
     Alive,
     Assignment,
     Booted,
+    Floating,
     Instance,
     MacLock,
     Network,
@@ -83,7 +85,26 @@ class Picture:
     macs: dict[tuple[str, str], MacLock]
     members: dict[tuple[str, str], NetworkHost]
     vnis: dict[str, Vni]
+    floating: dict[str, Floating]
     unreadable: list[str] = field(default_factory=list)
+
+    def handed(self, interface_uuid: str) -> tuple[str | None, set[str]]:
+        """Return the floating address of an interface, and those that are routed to it beside its own."""
+        attached = [one for one in self.floating.values() if one.interface_uuid == interface_uuid]
+        translated = next((one.ip for one in attached if not one.is_routed), None)
+        own = {
+            address.split("/")[0]
+            for instance in self.instances.values()
+            for interface in instance.with_ports
+            for address in interface.addresses
+            if interface.uuid == interface_uuid
+        }
+        locked = {
+            ip
+            for (_, ip), lock in self.locks.items()
+            if lock.interface_uuid == interface_uuid and not lock.is_resting and ip not in own
+        }
+        return translated, locked | {one.ip for one in attached if one.is_routed}
 
     def running(self) -> dict[str, Instance]:
         return {uuid: i for uuid, i in self.instances.items() if i.state is State.INITIAL}
@@ -164,6 +185,7 @@ def _read(cluster: Cluster) -> Picture:
         macs=listed(keys.NETWORKS, MacLock, depth=4, below="macs"),
         members=listed(keys.NETWORKS, NetworkHost, depth=4, below="hosts"),
         vnis=listed(keys.VNIS, Vni, depth=2),
+        floating=listed(keys.FLOATING, Floating, depth=2),
         unreadable=unreadable,
     )
 
@@ -188,12 +210,18 @@ def _keys(etcd: Picture, hosts: dict[str, Host]) -> Iterator[str]:
             wanted |= {keys.network(network), keys.port(network, interface.uuid), keys.network_host(network, provider)}
             wanted |= {keys.address(network, address.split("/")[0]) for address in interface.addresses}
             wanted.add(keys.mac(network, interface.mac))
+            port = etcd.ports.get((network, interface.uuid))
+            routed = () if port is None else port.routed
+            wanted |= {keys.address(network, ip) for ip in routed if ip not in etcd.floating}
         if instance.gang is not None:
             wanted.add(keys.gang(instance.gang))
         events = {key for key in etcd.keys if key.startswith(tuple(rings("instance", uuid, provider)))}
         if not events:
             yield f"instance {uuid} has no event"
         optional |= events
+    for ip, floating in etcd.floating.items():
+        wanted |= {keys.floating(ip), keys.name(floating.namespace, "floating", ip, ip), keys.pool(floating.pool)}
+    optional |= {key for key in etcd.keys if key.startswith(keys.POOLS)}
     for network in etcd.networks.values():
         wanted |= {keys.network(network.uuid), keys.vni(network.vni)}
         wanted.add(keys.name(network.namespace, "network", network.name, network.uuid))
@@ -228,6 +256,10 @@ def _documents(etcd: Picture, hosts: dict[str, Host], down: dict[str, Power], lo
         mac = etcd.macs.get((network_uuid, port.mac))
         if mac is None or (mac.interface_uuid, mac.instance_uuid) != (interface_uuid, port.instance_uuid):
             yield f"port {interface_uuid} has {port.mac}, whose lock is {mac}"
+    for ip, floating in etcd.floating.items():
+        port = etcd.ports.get((floating.network_uuid or "", floating.interface_uuid or ""))
+        if floating.interface_uuid is not None and (port is None or port.instance_uuid != floating.instance_uuid):
+            yield f"{ip} is attached to interface {floating.interface_uuid}, whose port is {port}"
     for network in etcd.networks.values():
         if (vni := etcd.vnis.get(str(network.vni))) is None or vni.network_uuid != network.uuid:
             yield f"network {network.uuid} has VNI {network.vni}, which is of {vni}"
@@ -285,10 +317,13 @@ def _of_instance(
     addresses = tuple(address for interface in instance.spec.interfaces for address in interface.addresses)
     if (seen.state, seen.power, seen.error, seen.is_gone) != (State.CREATED, power, None, False):
         yield f"its host reports {seen.state}, power {seen.power}, error {seen.error!r}, gone {seen.is_gone}"
-    if seen.addresses != addresses or not addresses:
+    if instance.leaving:
+        yield f"interfaces are still leaving it: {instance.leaving}"
+    if seen.addresses != addresses:
         yield f"its addresses are {addresses} and its host reports {seen.addresses}"
     for interface in instance.spec.interfaces:
         port = etcd.ports.get((interface.network_uuid, interface.uuid))
+        floating, routed = etcd.handed(interface.uuid)
         wanted = Port(
             interface_uuid=interface.uuid,
             instance_uuid=uuid,
@@ -297,8 +332,10 @@ def _of_instance(
             mac=interface.mac,
             addresses=interface.addresses,
             name=instance.name.lower(),
+            floating=floating,
+            routed=tuple(sorted(routed)),
         )
-        if port != wanted:
+        if port is None or structs.replace(port, routed=tuple(sorted(port.routed))) != wanted:
             yield f"its interface is {wanted} and its port {port}"
         network = etcd.networks.get(interface.network_uuid)
         if network is not None and (network.vni, network.mtu) != (interface.vni, interface.mtu):
