@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import shutil
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -18,10 +19,11 @@ from pathlib import Path
 
 from ecompute.cluster import keys
 from ecompute.cluster.addressing import mac_address
-from ecompute.cluster.documents import Assignment, ConfigDrive, Role, Secrets
+from ecompute.cluster.documents import Assignment, ConfigDrive, Role, Secrets, encode
 from ecompute.cluster.errors import HypervisorError, NetworkError, StorageError, Unavailable
 from ecompute.guest import configdrive
 from ecompute.guest.drive import drive
+from ecompute.guest.told import Guest, guest_file
 from ecompute.hypervisor.api import FoundDomain, Hypervisor
 from ecompute.hypervisor.domain import DomainPlan, TapPlan
 from ecompute.instances.interfaces import Difference, difference, lan_uuid
@@ -89,6 +91,11 @@ class Files:
     @property
     def console_log(self) -> Path:
         return self.directory / "console.log"
+
+    @property
+    def metadata(self) -> Path:
+        """What the metadata service tells the guest; nowhere without a disk."""
+        return guest_file(self.directory.parent, self.directory.name)
 
 
 class Actuator:
@@ -236,6 +243,7 @@ class Actuator:
         elif step is Step.JOIN_NETWORK:
             self._join(assignment, is_build=is_build)
         elif step is Step.LEAVE_NETWORK:
+            self.files(uuid).metadata.unlink(missing_ok=True)
             for interface in assignment.spec.interfaces:
                 self._memberships.leave(uuid, interface)
             self._memberships.leave_others(uuid)
@@ -245,6 +253,7 @@ class Actuator:
             for one in self._difference(uuid, assignment, self._hypervisor.get(uuid)).surplus:
                 self._hypervisor.detach(uuid, one.tap)
         elif step is Step.LEAVE_OTHERS:
+            self._tell(assignment)
             self._memberships.leave_others(uuid, assignment)
         elif step is Step.DEFINE:
             self._hypervisor.define(self.domain_plan(assignment))
@@ -345,8 +354,23 @@ class Actuator:
             future.result(), files.disk, disk_gb=assignment.spec.resources.disk_gb, resize=self._resize
         )
 
+    def _secrets_of(self, assignment: Assignment) -> Secrets | None:
+        return self._secrets(assignment.uuid) if assignment.spec.has_user_data else None
+
+    def _tell(self, assignment: Assignment) -> None:
+        """Write what the metadata service tells the guest."""
+        told = Guest(assignment=assignment, secrets=self._secrets_of(assignment))
+        path = self.files(assignment.uuid).metadata
+        new = path.with_suffix(".new")
+        try:
+            with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
+                file.write(encode(told))
+            new.replace(path)
+        except OSError as error:
+            raise StorageError(f"{path} cannot be written: {error.strerror}", hint="free space on that disk") from error
+
     def _write_config_drive(self, assignment: Assignment) -> None:
-        secrets = self._secrets(assignment.uuid) if assignment.spec.has_user_data else None
+        secrets = self._secrets_of(assignment)
         if assignment.spec.has_user_data and secrets is None:
             raise StorageError("its user data is not in etcd", hint="destroy it and launch it again")
         files = self.files(assignment.uuid)
@@ -361,6 +385,7 @@ class Actuator:
             )
         for interface in assignment.spec.interfaces:
             self._memberships.join(assignment.uuid, interface, is_new=is_build)
+        self._tell(assignment)
 
     def _remove_files(self, uuid: str) -> None:
         try:
@@ -376,5 +401,8 @@ def _sweep(files: Files) -> None:
     if files.directory.is_dir():
         disks.sweep(files.directory)
         configdrive.partial_of(files.config_drive).unlink(missing_ok=True)
+        if not files.disk.exists():
+            files.metadata.unlink(missing_ok=True)
+            files.metadata.with_suffix(".new").unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # it is not empty, which is the rule
             files.directory.rmdir()
