@@ -219,6 +219,7 @@ class Daemon:
                 GatewayMemory(networks),
                 upstream=machine.upstream,
                 control_plane=machine.control_plane,
+                metadata=machine.metadata(state),
             ),
             provider,
             networks,

@@ -30,6 +30,7 @@ from ecompute.network.endpoints import Endpoints
 from ecompute.network.filter import Filter, NftFilter
 from ecompute.network.gateways import Gateways, HostGateways
 from ecompute.network.links import Links, NetlinkLinks
+from ecompute.network.metadata import HostMetadata, Metadata
 from ecompute.storage import disks
 from ecompute.storage.fetch import Fetcher
 from ecompute.storage.fetch.api import ImageSource
@@ -69,6 +70,8 @@ class Machine:
     gateways: MakeGateways
     egress: Callable[[Path], Egress]
     """Given the file in which it remembers how its device was set."""
+    metadata: Callable[[Path], Metadata]
+    """Given the state directory."""
     images: ImageSource
     measure: Callable[[], Measured]
     trial: Callable[[], Trial]
@@ -95,6 +98,7 @@ class Machine:
             filter=NftFilter(),
             gateways=HostGateways,
             egress=partial(HostEgress, config.egress),
+            metadata=HostMetadata,
             upstream=partial(resolvers.upstream, config.dns),
             control_plane=Endpoints(_control_plane(config)).addresses,
             images=Fetcher(config.images, refused=_control_plane(config)),

@@ -26,6 +26,7 @@ from ecompute.machine import Machine
 from ecompute.network.fake import FakeFilter, FakeLinks
 from ecompute.network.fake_gateways import FakeEgress, FakeGateways
 from ecompute.network.links import Address
+from ecompute.network.metadata import FakeMetadata
 from ecompute.storage import fake as storage
 
 UNDERLAY = IPv4Network("100.64.0.0/10")
@@ -86,6 +87,7 @@ class FleetMachine:
         self.filter = FakeFilter()
         self.gateways = FakeGateways()
         self.egress = FakeEgress("fleet0")
+        self.metadata = FakeMetadata()
         self._measured = measured
         self._conduct = conduct
         self._boot_id = str(uuid4())
@@ -105,6 +107,7 @@ class FleetMachine:
             filter=self.filter,
             gateways=lambda provider, directory: self.gateways,
             egress=lambda memory: self.egress,
+            metadata=lambda state: self.metadata,
             images=storage.FakeFetcher(otherwise=IMAGE, before=lambda url: self._conduct.act(FETCH, url, is_cut)),
             measure=lambda: self._measured,
             trial=lambda: Trial("tcg", {}, "a machine of a fleet runs nothing"),

@@ -16,17 +16,19 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from ipaddress import AddressValueError, IPv4Address
 
 from msgspec.structs import replace
 
 from ecompute.cluster.documents import Network, NetworkHost, Port
+from ecompute.guest import told
 from ecompute.network import gateway
 from ecompute.network.egress import Egress, HostRules
 from ecompute.network.gateway_memory import GatewayMemory, Remembered
 from ecompute.network.gateway_terms import GatewayChange, WantedGateway
 from ecompute.network.gateways import Gateways, OnChange
+from ecompute.network.metadata import Metadata
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +39,7 @@ class GatewayReconciler:
         provider: the host's provider uuid.
         upstream: the name servers that know what is outside.
         control_plane: the addresses of etcd and placement.
+        metadata: tells guests about themselves, in the namespaces that are made here.
         on_change: called after every change, on some thread.
     """
 
@@ -49,9 +52,11 @@ class GatewayReconciler:
         *,
         upstream: Callable[[], Sequence[str]],
         control_plane: Callable[[], frozenset[str]],
+        metadata: Metadata,
         on_change: OnChange | None = None,
     ) -> None:
         self._gateways = gateways
+        self._metadata = metadata
         self._egress = egress
         self._provider = provider
         self._memory = memory
@@ -71,6 +76,7 @@ class GatewayReconciler:
 
     def close(self) -> None:
         self._gateways.close()
+        self._metadata.close()
 
     def ensure(
         self, network: Network, ports: Sequence[Port], hosts: Iterable[NetworkHost]
@@ -101,8 +107,14 @@ class GatewayReconciler:
         self._memory.put(vni, remembered)
         if known.transit is not None and transit is None:
             self._keep_egress(None)
+        self._serve(network, ports, is_scan=True)
         self._left[vni] = wanted
         return changes
+
+    def _serve(self, network: Network, ports: Sequence[Port], *, is_scan: bool = False) -> None:
+        namespace = gateway.namespace_name(network.vni, self._provider)
+        callers = told.callers(network.uuid, self._provider, ports)
+        self._metadata.serve(network.vni, namespace, callers, is_scan=is_scan)
 
     def follow(
         self, network: Network, ports: Sequence[Port], hosts: Iterable[NetworkHost]
@@ -117,6 +129,7 @@ class GatewayReconciler:
         if left is not None and known.underlays == frozenset(_underlays(hosts)):
             transit = self._transit(network, ports)
             if left == self._wanted(network, ports, transit):
+                self._serve(network, ports)
                 return ()
         return self.ensure(network, ports, hosts)
 
@@ -127,6 +140,7 @@ class GatewayReconciler:
             NetworkError: something could not be removed.
         """
         self._left.pop(vni, None)
+        self._metadata.leave(vni)  # first: its sockets keep the namespace
         known = self._memory.of(vni)
         found = self._gateways.found(vni, known=known.proxied)
         changes = gateway.plan(None, found)
@@ -135,6 +149,14 @@ class GatewayReconciler:
         if known.transit is not None:
             self._keep_egress(None)
         return changes
+
+    def sweep(self, used: Collection[int]) -> None:
+        """Take away what no network but ``used`` would need and no other call finds.
+
+        Raises:
+            NetworkError: something could not be removed.
+        """
+        self._metadata.sweep(used)
 
     def present(self) -> frozenset[int]:
         """Return the VNIs of which something of ours is there."""

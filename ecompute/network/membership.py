@@ -202,6 +202,10 @@ class Memberships:
             used = set(self._vnis.values()) | assigned
         # Only what this daemon has brought up: another's on this machine is not its own to remove.
         known = {int(path.name) for path in self._memory.iterdir() if path.name.isdigit()}
+        try:
+            self._gateways.sweep(used)
+        except NetworkError as error:
+            log.warning("what the metadata service was left with stays: %s", error)
         for vni in known - used:
             try:
                 if self._take_down(vni, is_sure=False):

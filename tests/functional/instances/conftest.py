@@ -24,6 +24,7 @@ from ecompute.network.fake_gateways import FakeEgress, FakeGateways
 from ecompute.network.gateway_memory import GatewayMemory
 from ecompute.network.gateway_reconcile import GatewayReconciler
 from ecompute.network.membership import Memberships
+from ecompute.network.metadata import FakeMetadata
 from ecompute.network.reconcile import NetworkReconciler
 from ecompute.storage import fake as storage
 from ecompute.storage.images import ImageCache
@@ -63,6 +64,7 @@ class Host:
             GatewayMemory(remembered),
             upstream=tuple,
             control_plane=frozenset,
+            metadata=FakeMetadata(),
         )
         memberships = Memberships(store, watcher, networks, gateways, PROVIDER, remembered, is_held=lambda: False)
         actuator = Actuator(
