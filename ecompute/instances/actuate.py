@@ -31,6 +31,7 @@ from ecompute.instances.terms import Found, Step
 from ecompute.network.links import Links
 from ecompute.network.membership import Memberships
 from ecompute.network.names import bridge_name, tap_name
+from ecompute.network.terms import Tap
 from ecompute.storage import disks
 from ecompute.storage.images import Image, ImageCache
 from ecompute.storage.place import MARK, Place
@@ -208,10 +209,18 @@ class Actuator:
         if assignment is None:
             return False
         if assignment.role is Role.RUN:
-            return all(self._memberships.has_joined(uuid, interface) for interface in assignment.spec.interfaces)
-        return self._memberships.has_others(uuid) or any(
-            self._memberships.has_to_leave(uuid, interface) for interface in assignment.spec.interfaces
+            has_joined = all(self._memberships.has_joined(uuid, interface) for interface in assignment.spec.interfaces)
+            return has_joined and (self._bridge is None or self._memberships.is_admitted(uuid))
+        return (
+            self._memberships.has_others(uuid)
+            or any(self._memberships.has_to_leave(uuid, interface) for interface in assignment.spec.interfaces)
+            or self._memberships.is_admitted(uuid)
         )
+
+    def adopt(self, assignment: Assignment) -> None:
+        """Take note of a guest that is here already: its networks are put right soon."""
+        lan = None if self._bridge is None else self._lan(assignment.uuid, self._bridge)
+        self._memberships.adopt(assignment.uuid, assignment.spec.interfaces, lan)
 
     def do(self, step: Step, uuid: str, assignment: Assignment | None, *, is_build: bool = False) -> None:
         """Do one step that changes the host.
@@ -247,6 +256,7 @@ class Actuator:
             for interface in assignment.spec.interfaces:
                 self._memberships.leave(uuid, interface)
             self._memberships.leave_others(uuid)
+            self._memberships.dismiss(uuid)
         elif step is Step.ATTACH:
             self._attach(assignment)
         elif step is Step.DETACH:
@@ -310,8 +320,8 @@ class Actuator:
     def _taps(self, assignment: Assignment) -> tuple[TapPlan, ...]:
         if self._bridge is None:
             return self._interfaces(assignment)
-        lan = lan_uuid(assignment.uuid, self._bridge)
-        own = TapPlan(tap=tap_name(lan), bridge=self._bridge, mac=mac_address(lan), mtu=None, model="virtio")
+        lan = self._lan(assignment.uuid, self._bridge)
+        own = TapPlan(tap=lan.name, bridge=self._bridge, mac=lan.mac, mtu=None, model="virtio")
         return (*self._interfaces(assignment), own)
 
     def _interfaces(self, assignment: Assignment) -> tuple[TapPlan, ...]:
@@ -325,6 +335,12 @@ class Actuator:
             )
             for interface in assignment.spec.interfaces
         )
+
+    @staticmethod
+    def _lan(uuid: str, bridge: str) -> Tap:
+        """Return the tap on a bridge of the host's own: its guest may have any address there."""
+        lan = lan_uuid(uuid, bridge)
+        return Tap(tap_name(lan), mac_address(lan), None)
 
     def _fetch(self, assignment: Assignment) -> None:
         uuid = assignment.uuid
@@ -383,6 +399,8 @@ class Actuator:
             raise NetworkError(
                 f"this host has no bridge {self._bridge}", hint="make it, or change `bridge` in compute.yaml"
             )
+        if self._bridge is not None:
+            self._memberships.admit(assignment.uuid, self._lan(assignment.uuid, self._bridge))
         for interface in assignment.spec.interfaces:
             self._memberships.join(assignment.uuid, interface, is_new=is_build)
         self._tell(assignment)

@@ -212,7 +212,7 @@ class InstanceReconciler:
         unreadable = {keys.last(key) for key, _ in wanted.unreadable}
         for item in wanted.items:
             if item.value.role is Role.RUN and item.value.uuid in domains:
-                self._memberships.adopt(item.value.uuid, item.value.spec.interfaces)
+                self._actuator.adopt(item.value)
         remembered = {uuid for uuid, record in self._memory.records().items() if record.phase is not Phase.REMOVED}
         uuids = domains | {i.value.uuid for i in wanted.items} | reported | remembered | self._actuator.with_files()
         for uuid in sorted(filter(keys.is_uuid, uuids - unreadable)):

@@ -20,7 +20,7 @@ from ecompute.network import names, terms
 from ecompute.network.filter import FilterState
 from ecompute.network.links import Address, pick
 from ecompute.network.present import Device, Kind
-from ecompute.network.terms import FoundBridge, FoundNetwork, FoundPort, FoundVxlan
+from ecompute.network.terms import FoundBridge, FoundNetwork, FoundPort, FoundVxlan, Part
 
 APPLIED_KEPT = 10_000
 
@@ -161,19 +161,30 @@ class FakeLinks:
 
 class FakeFilter:
     def __init__(self) -> None:
-        self.is_installed = False
+        self.parts: dict[int, Part] = {}
         self.is_altered = False
 
-    def state(self) -> FilterState:
-        if not self.is_installed:
+    def state(self, part: Part | None = None) -> FilterState:
+        if not self.parts:
             return FilterState.ABSENT
-        return FilterState.ALTERED if self.is_altered else FilterState.WHOLE
+        is_whole = part is None or self.parts.get(part.vni) == part
+        return FilterState.WHOLE if is_whole and not self.is_altered else FilterState.ALTERED
 
-    def install(self) -> None:
-        self.is_installed, self.is_altered = True, False
+    def put(self, part: Part) -> None:
+        self.parts[part.vni] = part
+        self.is_altered = False
 
-    def remove(self) -> None:
-        self.is_installed = self.is_altered = False
+    def drop(self, vni: int) -> None:
+        self.parts.pop(vni, None)
+        if not self.parts:
+            self.is_altered = False
+
+    def taps(self, vni: int) -> frozenset[str]:
+        part = self.parts.get(vni, Part(vni))
+        return part.kept | {tap.name for tap in part.taps}
+
+    def present(self) -> frozenset[int]:
+        return frozenset(self.parts)
 
 
 def _applied(change: terms.LinkChange, found: FoundNetwork) -> FoundNetwork:

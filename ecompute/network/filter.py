@@ -1,39 +1,22 @@
-"""The rules that keep guests from the host: what they are, and how they get into the kernel.
+"""The filter, in the kernel: all of it is there, or what is not is put back.
 
-One table of ours (``ecompute``) in each of three families, the same for all networks, so that a
-network or tap that comes needs no rule of its own and there is no moment without:
+`guard` says what the rules are. Each network of a host has its part of them; parts come and go one by
+one, each in one transaction. What is found of networks that this process has not been asked for yet
+(it was started anew) stays as it is.
 
-- ``bridge``, input: what a tap or VXLAN device of ours hands up to the host is dropped.
-- ``inet`` and ``arp``: what has come up all the same is neither taken nor routed, be it from a bridge
-  of ours (through a port that an operator has put there), or from the port itself: a bridge hands up
-  frames to 01:80:c2:00:00:0e (LLDP, but they may hold an IP packet) past its own input hook. The
-  rules on forward let pass what goes back into a bridge of ours: with `bridge-nf-call-iptables` the
-  kernel shows bridged packets there.
-
-The bridge is matched by its ports' names: `meta ibrname` needs a module that not every kernel has.
-The chain ``forward`` of the family bridge has no rules yet; those of taps and gateway belong there.
-
-`render` is pure. `NftFilter` may be called from any thread; tables that are not ours are not read
-and not touched. Every change is one atomic ruleset, through standard input of ``nft -j -f -``.
+Any thread may call this; tables that are not ours are not read and not touched.
 """
 
 from __future__ import annotations
 
 import threading
 from enum import StrEnum
+from functools import lru_cache
 from typing import Protocol
 
-from ecompute.network import nft
-from ecompute.network.names import BRIDGE_PREFIX, TAP_PREFIX, VXLAN_PREFIX
-from ecompute.network.nft import Json
-
-TABLE = "ecompute"
-OURS = (BRIDGE_PREFIX, TAP_PREFIX, VXLAN_PREFIX)
-FAMILIES = ("bridge", "inet", "arp")
-TABLES = tuple((family, TABLE) for family in FAMILIES)
-
-_PRIORITY = -350
-"""Before every usual chain of these hooks (the first, of bridge, is at -300)."""
+from ecompute.network import guard
+from ecompute.network.tables import Key, Objects, Tables, objects
+from ecompute.network.terms import Part
 
 
 class FilterState(StrEnum):
@@ -43,113 +26,112 @@ class FilterState(StrEnum):
 
 
 class Filter(Protocol):
-    def state(self) -> FilterState: ...
+    def state(self, part: Part | None = None) -> FilterState:
+        """Return how the rules for all networks are, and with them those of ``part``."""
 
-    def install(self) -> None:
-        """Put the rules in place, at once and as a whole.
+    def put(self, part: Part) -> None:
+        """Put the rules of a network in place, and whatever else of ours is not as it should be, at once.
 
         Raises:
             NetworkError: nft is missing or refused them.
         """
 
-    def remove(self) -> None:
-        """Take all of ours away; nothing may be there."""
+    def drop(self, vni: int) -> None:
+        """Take the rules of a network away, and with the last one everything; nothing may be there."""
 
+    def taps(self, vni: int) -> frozenset[str]:
+        """Return the taps of a network that have rules."""
 
-# --- what the rules are --------------------------------------------------------------------------
-
-
-def _name(key: str, op: str, prefix: str) -> Json:
-    return {"match": {"op": op, "left": {"meta": {"key": key}}, "right": f"{prefix}*"}}
-
-
-def _chain(family: str, hook: str) -> Json:
-    return {
-        "chain": {
-            "family": family,
-            "table": TABLE,
-            "name": hook,
-            "type": "filter",
-            "hook": hook,
-            "prio": _PRIORITY,
-            "policy": "accept",
-        }
-    }
-
-
-def _drop(family: str, chain: str, *matches: Json) -> Json:
-    expression = [*matches, {"counter": None}, {"drop": None}]
-    return {"rule": {"family": family, "table": TABLE, "chain": chain, "expr": expression}}
-
-
-def rules() -> list[Json]:
-    """Return the tables, chains and rules that are to be there, in their order."""
-    to_elsewhere = _name("oifname", "!=", BRIDGE_PREFIX)
-    return [
-        {"table": {"family": "bridge", "name": TABLE}},
-        _chain("bridge", "input"),
-        _chain("bridge", "forward"),
-        _drop("bridge", "input", _name("iifname", "==", TAP_PREFIX)),
-        _drop("bridge", "input", _name("iifname", "==", VXLAN_PREFIX)),
-        {"table": {"family": "inet", "name": TABLE}},
-        _chain("inet", "input"),
-        _chain("inet", "forward"),
-        *(_drop("inet", "input", _name("iifname", "==", prefix)) for prefix in OURS),
-        *(_drop("inet", "forward", _name("iifname", "==", prefix), to_elsewhere) for prefix in OURS),
-        {"table": {"family": "arp", "name": TABLE}},
-        _chain("arp", "input"),
-        *(_drop("arp", "input", _name("iifname", "==", prefix)) for prefix in OURS),
-    ]
-
-
-def render(*, is_wanted: bool = True) -> str:
-    """Return the commands that replace our tables, or remove them, as JSON for `nft.change`."""
-    return nft.script(TABLES, rules() if is_wanted else ())
-
-
-# --- how they get into the kernel ----------------------------------------------------------------
+    def present(self) -> frozenset[int]:
+        """Return the VNIs of the networks that have rules."""
 
 
 class NftFilter:
-    """The rules of the network namespace of the thread that calls.
-
-    The tables are listed only when the kernel's ruleset has another generation than when they were
-    last seen: that question costs 0.1 ms, a listing takes a process.
-    """
+    """The rules of the network namespace of the thread that calls: always the same one."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._seen: tuple[int, FilterState] | None = None
-        self._installed: list[Json] | None = None
+        self._lock = threading.RLock()
+        self._tables = Tables(guard.TABLES)
+        self._parts: dict[int, Part] = {}
+        """As they were put last."""
+        self._seen: Objects | None = None
+        self._owned: dict[int | None, Objects] = {}
+        """What was seen, by whose it is."""
+        self._whole: dict[int, Part] = {}
+        """The parts of which it is known that all is there."""
 
-    def state(self) -> FilterState:
+    def state(self, part: Part | None = None) -> FilterState:
         with self._lock:
-            generation = nft.generation()
-            if self._seen is None or self._seen[0] != generation:
-                self._seen = (generation, self._read())
-            return self._seen[1]
+            self._look()
+            if not self._seen:
+                return FilterState.ABSENT
+            is_whole = self._owned.get(None) == _base(guard.virtual(self._seen))
+            if is_whole and part is not None and self._whole.get(part.vni) != part:
+                is_whole = self._owned.get(part.vni, {}) == self._objects(part)
+                if is_whole:
+                    self._whole[part.vni] = part
+            return FilterState.WHOLE if is_whole else FilterState.ALTERED
 
-    def _read(self) -> FilterState:
-        found = self._found()
-        if not found:
-            return FilterState.ABSENT
-        # Another release of nft may print a rule in another way: what it printed right after we
-        # had installed ours is as good.
-        return FilterState.WHOLE if found in (rules(), self._installed) else FilterState.ALTERED
-
-    def _found(self) -> list[Json]:
-        listings = [nft.listing(table) for table in TABLES]
-        return [item for listing in listings if listing is not None for item in nft.normalise(listing)]
-
-    def install(self) -> None:
+    def put(self, part: Part) -> None:
         with self._lock:
-            self._seen = None
-            nft.change(render())
-            generation = nft.generation()
-            self._installed = self._found()
-            self._seen = (generation, FilterState.WHOLE)
+            self._look()
+            self._parts[part.vni] = part
+            self._become(self._found_parts() | {vni: self._objects(known) for vni, known in self._parts.items()})
 
-    def remove(self) -> None:
+    def drop(self, vni: int) -> None:
         with self._lock:
-            self._seen = None
-            nft.change(render(is_wanted=False))
+            self._look()
+            self._parts.pop(vni, None)
+            parts = {other: found for other, found in self._found_parts().items() if other != vni}
+            if parts:
+                self._become(parts)
+            elif self._seen:
+                self._tables.remove()
+
+    def taps(self, vni: int) -> frozenset[str]:
+        with self._lock:
+            self._look()
+            return guard.taps_in(self._owned.get(vni, ()))
+
+    def present(self) -> frozenset[int]:
+        with self._lock:
+            self._look()
+            return frozenset(vni for vni in self._owned if vni is not None)
+
+    def _look(self) -> None:
+        found = self._tables.found()
+        if found is not self._seen:
+            self._seen, self._owned, self._whole = found, {}, {}
+            for key, content in found.items():
+                self._owned.setdefault(guard.owner(key, content), {})[key] = content
+
+    def _become(self, parts: dict[int, Objects]) -> None:
+        wanted: Objects = {}
+        for part in parts.values():
+            wanted |= part
+        self._tables.become(_base(guard.virtual(wanted)) | wanted)
+
+    def _found_parts(self) -> dict[int, Objects]:
+        return {vni: found for vni, found in self._owned.items() if vni is not None}
+
+    def _objects(self, part: Part) -> Objects:
+        """Return all that is to be there of a network: its rules, and what is found of the taps that are kept."""
+        found = self._owned.get(part.vni, {})
+        chains = {guard.chain_of(part.vni, tap) for tap in part.kept}
+        kept = {key: text for key, text in found.items() if key.name in chains or _of_tap(key) in part.kept}
+        return kept | _of_network(part)
+
+
+def _of_tap(key: Key) -> str | None:
+    """Return the tap to which an element belongs."""
+    return key.element.strip('"') if key.name == guard.TAPS else None
+
+
+@lru_cache(maxsize=1024)
+def _of_network(part: Part) -> Objects:
+    return objects(guard.of_network(part))
+
+
+@lru_cache(maxsize=64)
+def _base(vnis: frozenset[int]) -> Objects:
+    return objects(guard.base(vnis))

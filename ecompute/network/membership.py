@@ -38,6 +38,7 @@ from ecompute.network.gateway_reconcile import GatewayReconciler
 from ecompute.network.mesh import wanted
 from ecompute.network.names import gateway_name
 from ecompute.network.reconcile import NetworkReconciler
+from ecompute.network.terms import Tap
 
 SCAN_PERIOD_S = 600.0
 RETRY_S = 5.0
@@ -83,6 +84,9 @@ class Memberships:
         self._follows: dict[str, tuple[Follow[Port], Follow[NetworkHost]]] = {}
         self._marked: set[str] = set()
         self._busy: dict[str, threading.Lock] = {}
+        self._admitted: dict[str, Tap] = {}
+        self._admitting = threading.Lock()
+        self._is_admission_due = True
         self._retries = Retries("network-retries", self._mark)
         self._failures: dict[str, str] = {}
         """What was said of a network's gateway that is not as it should be."""
@@ -107,8 +111,15 @@ class Memberships:
         self._pause.close()
         self._periodic.stop()
 
-    def adopt(self, instance_uuid: str, interfaces: tuple[Interface, ...]) -> None:
-        """Take note of a guest that is here already; its networks are converged soon."""
+    def adopt(self, instance_uuid: str, interfaces: tuple[Interface, ...], lan: Tap | None = None) -> None:
+        """Take note of a guest that is here already; its networks, and its tap ``lan``, are put right soon."""
+        if lan is not None:
+            with self._lock:
+                is_new = self._admitted.get(instance_uuid) != lan
+                self._is_admission_due = self._is_admission_due or is_new
+                self._admitted[instance_uuid] = lan
+            if is_new:
+                self._periodic.wake()
         for interface in interfaces:
             self._use(interface, instance_uuid)
             self._mark(interface.network_uuid)
@@ -131,6 +142,47 @@ class Memberships:
                 if self._unuse(interface.network_uuid, instance_uuid) and not isinstance(error, OnHold):
                     self._try_down(interface.vni)
             raise
+
+    def admit(self, instance_uuid: str, tap: Tap) -> None:
+        """Let a guest's tap on the operator's bridge pass what the guest may send; before the guest starts.
+
+        Raises:
+            NetworkError: the kernel refused it.
+        """
+        if self._is_held():
+            raise OnHold(f"instance {instance_uuid} does not get a port: this host is on hold")
+        with self._lock:
+            self._admitted[instance_uuid] = tap
+        try:
+            self._admit()
+        except NetworkError:
+            with self._lock:
+                self._admitted.pop(instance_uuid)
+            raise
+
+    def is_admitted(self, instance_uuid: str) -> bool:
+        """Whether `admit` has been done for this guest."""
+        with self._lock:
+            return instance_uuid in self._admitted
+
+    def dismiss(self, instance_uuid: str) -> None:
+        """Take back what `admit` did.
+
+        Raises:
+            NetworkError: the kernel refused it.
+        """
+        with self._lock:
+            if self._admitted.pop(instance_uuid, None) is None:
+                return
+        self._admit()
+
+    def _admit(self) -> None:
+        if self._is_held():
+            return
+        with self._admitting:
+            with self._lock:
+                taps = frozenset(self._admitted.values())
+            self._reconciler.admit(taps)
 
     def starting(self, taps: Iterable[str]) -> AbstractContextManager[None]:
         """Around the start of a guest with ``taps``: see `NetworkReconciler.starting`."""
@@ -304,9 +356,11 @@ class Memberships:
             marked = set(self._users) if is_scan else self._marked
             self._marked = set()
             self._is_converging = True
-        if is_scan:
-            self._scan_at = began + self._scan_period_s
         try:
+            if is_scan:
+                self._scan_at = began + self._scan_period_s
+            if is_scan or self._is_admission_due:
+                self._admit_again()
             for uuid in sorted(marked):
                 try:
                     self._converge(uuid, is_scan=is_scan)
@@ -376,6 +430,16 @@ class Memberships:
         else:
             if self._failures.pop(network.uuid, None) is not None:
                 log.info("network %s is served again", network.uuid)
+
+    def _admit_again(self) -> None:
+        """Put right what is there for taps on the operator's bridge, and take away what nobody uses."""
+        try:
+            self._is_admission_due = False
+            self._admit()
+        except NetworkError as error:
+            log.warning("the filter of taps on the operator's bridge is not as it should be: %s", error)
+            self._is_admission_due = True
+            self._retries.later("", RETRY_S)
 
     def _serial(self, uuid: str) -> threading.Lock:
         with self._lock:

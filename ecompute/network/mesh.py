@@ -31,11 +31,21 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import lru_cache
 from ipaddress import AddressValueError, IPv4Address, ip_interface
+from itertools import chain
 
 from ecompute.cluster.addressing import is_unicast_mac
 from ecompute.cluster.documents import Network, NetworkHost, Port
 from ecompute.cluster.errors import NetworkError
-from ecompute.network.names import TAP_PREFIX, VXLAN_PORT, bridge_mac, bridge_name, link_local, tap_name, vxlan_name
+from ecompute.network.names import (
+    TAP_PREFIX,
+    VXLAN_PORT,
+    bridge_mac,
+    bridge_name,
+    is_tap_name,
+    link_local,
+    tap_name,
+    vxlan_name,
+)
 from ecompute.network.terms import (
     AddBridge,
     AddVxlan,
@@ -52,11 +62,14 @@ from ecompute.network.terms import (
     FoundVxlan,
     Guard,
     Harden,
+    Part,
     PutEntry,
     PutNeighbour,
     SetMtu,
     SetUp,
+    Tap,
     TuneBridge,
+    Unguard,
     WantedNetwork,
 )
 
@@ -87,45 +100,64 @@ def wanted(network: Network, provider: str, ports: Iterable[Port], hosts: Iterab
             f"network {network.uuid}: the underlay address {local!r} of this host {reason}",
             hint="set `underlay:` in its configuration to an address at which other hosts reach it",
         )
-    newest: dict[str, Port] = {}
-    for port in ports:
-        if not _is_unicast_mac(port.mac):
-            problems.append(f"port {port.interface_uuid}: {port.mac!r} is not a MAC that an interface can have")
-        elif (other := newest.get(port.mac)) is None or other.epoch < port.epoch:
-            newest[port.mac] = port
-    taps = frozenset(tap_name(port.interface_uuid) for port in newest.values() if port.provider == provider)
+    newest = _newest(list(ports), problems)
+    taps = frozenset(
+        tap for port in newest if port.provider == provider and (tap := _tap(network, port, problems)) is not None
+    )
+    gateways, unusable = plain_addresses(ip for ip in (network.gateway, network.gateway6) if ip is not None)
+    problems += [f"its gateway cannot have the address {text!r}" for text in unusable]
     # A host with our own underlay address would be sent its packets to ourselves.
-    elsewhere = {
-        mac: underlay
-        for mac, port in newest.items()
-        if (underlay := underlays.get(port.provider)) is not None and underlay != local
-    }
+    theirs = {host: underlay for host, underlay in underlays.items() if underlay != local}
+    elsewhere = [port for port in newest if port.provider in theirs]
     return WantedNetwork(
         uuid=network.uuid,
         vni=network.vni,
         mtu=network.mtu,
         local=local,
         peers=frozenset(underlays.values()) - {local},
-        entries=frozenset(elsewhere.items()),
-        neighbours=_neighbours([newest[mac] for mac in elsewhere], problems),
+        entries=frozenset([(port.mac, theirs[port.provider]) for port in elsewhere]),
+        neighbours=_neighbours(elsewhere, problems),
         taps=taps,
+        gateways=gateways,
         problems=tuple(problems),
     )
 
 
-def _neighbours(ports: Iterable[Port], problems: list[str]) -> frozenset[tuple[str, str]]:
-    """Return (address, MAC) for all addresses of ``ports``; one that two have is the newer one's."""
-    ports = list(ports)
-    pairs: list[tuple[str, str]] = []
+def _tap(network: Network, port: Port, problems: list[str]) -> Tap | None:
+    name = tap_name(port.interface_uuid)
+    if not is_tap_name(name):
+        problems.append(f"port {port.interface_uuid!r}: that is no interface's uuid")
+        return None
+    plain, unusable = plain_addresses(port.addresses + port.routed)
+    problems += [f"port {port.interface_uuid}: no interface can have the address {text!r}" for text in unusable]
+    has_range = network.cidr is not None or network.cidr6 is not None
+    return Tap(name, port.mac, tuple(sorted(set(plain))) if has_range else None)
+
+
+def _newest(ports: list[Port], problems: list[str]) -> list[Port]:
+    """Return those that hold: of two with one MAC the one with the higher epoch."""
+    found = {port.mac: port for port in ports}
+    if len(found) == len(ports) and all(map(_is_unicast_mac, found)):
+        return ports
+    newest: dict[str, Port] = {}
     for port in ports:
-        answers, unusable = _answers(port.mac, port.addresses, port.routed)
-        pairs += answers
+        if not _is_unicast_mac(port.mac):
+            problems.append(f"port {port.interface_uuid}: {port.mac!r} is not a MAC that an interface can have")
+        elif (other := newest.get(port.mac)) is None or other.epoch < port.epoch:
+            newest[port.mac] = port
+    return list(newest.values())
+
+
+def _neighbours(ports: list[Port], problems: list[str]) -> frozenset[tuple[str, str]]:
+    """Return (address, MAC) for all addresses of ``ports``; one that two have is the newer one's."""
+    answers = [_answers(port.mac, port.addresses, port.routed) for port in ports]
+    pairs = list(chain.from_iterable([answer for answer, _ in answers]))
+    for port, (_, unusable) in zip(ports, answers, strict=True):
         if unusable:
             texts = ", ".join(map(repr, unusable))
             problems.append(f"port {port.interface_uuid}: no interface can have the address {texts}")
-    neighbours = frozenset(pairs)
-    if len(dict(neighbours)) == len(neighbours):
-        return neighbours
+    if len(dict(pairs)) == len(pairs):
+        return frozenset(pairs)
     in_order = sorted(ports, key=lambda port: (port.epoch, port.mac))
     newest = dict(pair for port in in_order for pair in _answers(port.mac, port.addresses, port.routed)[0])
     return frozenset(newest.items())
@@ -165,6 +197,7 @@ _is_unicast_mac = lru_cache(maxsize=1 << 16)(is_unicast_mac)
 _LOOPBACK = "is loopback"
 
 
+@lru_cache(maxsize=1 << 13)
 def _refusal(underlay: str) -> str | None:
     try:
         address = IPv4Address(underlay)
@@ -191,17 +224,24 @@ def plan(wanted: WantedNetwork | None, found: FoundNetwork) -> tuple[Change, ...
     if wanted is None:
         return _plan_removal(found)
     assert wanted.vni == found.vni
-    changes: list[Change] = [] if found.is_guarded else [Guard()]
+    changes: list[Change] = [] if found.is_guarded else [Guard(part(wanted, found))]
     changes += _plan_bridge(wanted, found.bridge)
     changes += _plan_vxlan(wanted, found)
     changes += [Harden(name) for name in sorted(_soft_taps(found.ports | found.loose))]
-    changes += [AttachTap(wanted.vni, port.name) for port in sorted(found.loose, key=lambda port: port.name)]
+    loose = {port.name for port in found.loose} & wanted.tap_names
+    changes += [AttachTap(wanted.vni, name) for name in sorted(loose)]
     changes += [
         SetUp(name)
         for name, device in ((bridge_name(wanted.vni), found.bridge), (vxlan_name(wanted.vni), _kept(wanted, found)))
         if device is None or not device.is_up
     ]
     return tuple(changes)
+
+
+def part(wanted: WantedNetwork, found: FoundNetwork) -> Part:
+    """Return the network's part of the filter. A tap keeps its rules until it is gone, whoever forgets its port."""
+    existing = {port.name for port in found.ports | found.loose}
+    return Part(wanted.vni, wanted.taps, wanted.peers, wanted.gateways, (found.ruled & existing) - wanted.tap_names)
 
 
 def _soft_taps(ports: frozenset[FoundPort]) -> list[str]:
@@ -228,6 +268,8 @@ def _plan_removal(found: FoundNetwork) -> tuple[Change, ...]:
         changes.append(DeleteVxlan(found.vni))
     if found.bridge is not None:
         changes.append(DeleteBridge(found.vni))
+    if found.has_rules:
+        changes.append(Unguard(found.vni))
     return tuple(changes)
 
 
@@ -270,10 +312,11 @@ def _plan_vxlan(wanted: WantedNetwork, found: FoundNetwork) -> list[Change]:
     forwarding = wanted.forwarding()
     entries = found.entries if kept is not None else frozenset()
     foreign = found.foreign_entries if kept is not None else frozenset()
-    moved = {mac for mac, _ in wanted.entries}
-    changes += [PutEntry(vni, mac, underlay) for mac, underlay in sorted(forwarding - entries - foreign)]
+    lacking, gone = forwarding - entries - foreign, entries - forwarding
+    changes += [PutEntry(vni, mac, underlay) for mac, underlay in sorted(lacking)]
     # Where a MAC is sent elsewhere now, putting it there has already replaced the old entry.
-    changes += [DropEntry(vni, mac, underlay) for mac, underlay in sorted(entries - forwarding) if mac not in moved]
+    moved = {mac for mac, _ in wanted.entries} if gone else set()
+    changes += [DropEntry(vni, mac, underlay) for mac, underlay in sorted(gone) if mac not in moved]
     return changes + _plan_neighbours(wanted, found.neighbours if kept is not None else frozenset(), kept)
 
 

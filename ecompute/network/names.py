@@ -26,9 +26,12 @@ GATEWAY_PREFIX = "ecg"
 UPLINK_PREFIX = "ecu"
 """Of the outer ends of the veth pairs by which those namespaces lead out."""
 VLAN_PREFIX = "ecv"
+NO_NETWORK = 0
+"""Stands for a VNI with taps that are on an operator's bridge and of no network."""
 PREFIXES = (BRIDGE_PREFIX, VXLAN_PREFIX, TAP_PREFIX)
 """Of what is listed by `links.Links.devices`."""
 
+_TAP = re.compile(rf"{TAP_PREFIX}[0-9a-f]{{11}}")
 _OURS = re.compile(rf"(?:{BRIDGE_PREFIX}|{VXLAN_PREFIX})([0-9a-f]{{6}})")
 
 
@@ -55,6 +58,11 @@ def vxlan_name(vni: int) -> str:
 def tap_name(interface_uuid: str) -> str:
     """Return the tap's name, 14 characters of the 15 that the kernel allows."""
     return TAP_PREFIX + interface_uuid.replace("-", "").lower()[:11]
+
+
+def is_tap_name(name: str) -> bool:
+    """Whether it is what `tap_name` makes of a uuid."""
+    return _TAP.fullmatch(name) is not None
 
 
 def vni_of(device_name: str) -> int | None:

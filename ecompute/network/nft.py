@@ -33,7 +33,11 @@ def script(tables: Iterable[Table], items: Iterable[Json]) -> str:
     for family, name in tables:
         table = {"table": {"family": family, "name": name}}
         commands += [{"add": table}, {"delete": table}]
-    commands += [{"add": item} for item in items]
+    return as_script([*commands, *({"add": item} for item in items)])
+
+
+def as_script(commands: Iterable[Json]) -> str:
+    """Return ``commands`` as JSON for `change`, one a line. Pure."""
     lines = ",\n".join(json.dumps(command) for command in commands)
     return f'{{"nftables": [\n{lines}\n]}}\n'
 

@@ -23,10 +23,10 @@ from dataclasses import replace
 
 from ecompute.cluster.errors import NetworkError
 from ecompute.cluster.undo import Undo
-from ecompute.network import mesh
+from ecompute.network import mesh, names
 from ecompute.network.filter import Filter, FilterState
 from ecompute.network.links import Links
-from ecompute.network.terms import AddVxlan, Change, FoundNetwork, Guard, Unguard, WantedNetwork
+from ecompute.network.terms import AddVxlan, Change, FoundNetwork, Guard, Tap, Unguard, WantedNetwork
 
 
 class NetworkReconciler:
@@ -41,8 +41,8 @@ class NetworkReconciler:
         self._on_change = on_change
         self._lock = threading.Lock()
         self._starting: set[str] = set()
-        self._left: dict[int, FoundNetwork] = {}
-        """What the last call has left of a network, without its ports."""
+        self._left: dict[int, tuple[frozenset[Tap], FoundNetwork]] = {}
+        """What the last call has left of a network, and the taps that were wanted."""
 
     @contextmanager
     def starting(self, taps: Iterable[str]) -> Iterator[None]:
@@ -73,7 +73,7 @@ class NetworkReconciler:
             NetworkError: as `ensure`.
         """
         with self._lock, self._links.session():
-            found = self._as_left(wanted.vni)
+            found = self._as_left(wanted)
             if found is not None:
                 changes = mesh.plan(wanted, found)
                 try:
@@ -87,11 +87,10 @@ class NetworkReconciler:
 
     def _ensure(self, wanted: WantedNetwork) -> tuple[Change, ...]:
         self._left.pop(wanted.vni, None)
-        found = self.found(wanted.vni, wanted.taps)
+        found = self.found(wanted.vni, wanted.tap_names)
         # Asked after the look: what was found loose and is not being started now is nobody's work any more.
         loose = frozenset(port for port in found.loose if port.name not in self._starting)
-        found = replace(found, loose=loose)
-        changes = mesh.plan(wanted, found)
+        changes = mesh.plan(wanted, self._guarded(wanted, replace(found, loose=loose)))
         undo = Undo()
         if found.bridge is None and found.vxlan is None:
             undo.push(f"network {wanted.vni}", lambda: self._remove(wanted.vni))
@@ -110,24 +109,45 @@ class NetworkReconciler:
         devices = self._links.glance(wanted.vni) if changes else found
         is_new = any(isinstance(change, AddVxlan) for change in changes)
         foreign = frozenset() if is_new else mesh.left_to_others(wanted, found)
-        self._left[wanted.vni] = FoundNetwork(
-            wanted.vni,
+        left = replace(
+            found,
             bridge=devices.bridge,
             vxlan=devices.vxlan,
             entries=wanted.forwarding() - foreign,
             foreign_entries=foreign,
             neighbours=wanted.neighbours,
         )
+        self._left[wanted.vni] = (wanted.taps, left)
 
-    def _as_left(self, vni: int) -> FoundNetwork | None:
-        """Return what is there of a network if its devices are as they were left, else None."""
-        left = self._left.get(vni)
-        found = self._links.glance(vni)
+    def _as_left(self, wanted: WantedNetwork) -> FoundNetwork | None:
+        """Return what is there of a network if it is as it was left, and only others' guests have changed."""
+        taps, left = self._left.get(wanted.vni, (None, None))
+        found = self._links.glance(wanted.vni)
         if left is None or left.vxlan is None or found.vxlan is None or found.vxlan.index != left.vxlan.index:
             return None
-        if (found.bridge, found.vxlan) != (left.bridge, left.vxlan):
+        if (taps, left.bridge, left.vxlan) != (wanted.taps, found.bridge, found.vxlan):
             return None
-        return replace(left, is_guarded=self._filter.state() is FilterState.WHOLE)
+        return self._guarded(wanted, replace(left, loose=frozenset()))
+
+    def _guarded(self, wanted: WantedNetwork, found: FoundNetwork) -> FoundNetwork:
+        """Return ``found``, saying whether the filter is in place for it."""
+        return replace(found, is_guarded=self._filter.state(mesh.part(wanted, found)) is FilterState.WHOLE)
+
+    def admit(self, taps: frozenset[Tap]) -> None:
+        """Let ``taps``, which are on an operator's bridge and of no network, pass what their guests may send.
+
+        Raises:
+            NetworkError: the kernel refused it.
+        """
+        vni = names.NO_NETWORK
+        with self._lock, self._links.session():
+            found = self.found(vni, {tap.name for tap in taps})
+            part = replace(mesh.part(WantedNetwork("", vni, 0, "", taps=taps), found), members=None)
+            if not taps and not part.kept:
+                if found.has_rules:
+                    self._filter.drop(vni)
+            elif self._filter.state(part) is not FilterState.WHOLE:
+                self._filter.put(part)
 
     def remove(self, vni: int) -> tuple[Change, ...]:
         """Remove what is there of a network, and with the last one the filter.
@@ -148,30 +168,32 @@ class NetworkReconciler:
         with self._lock, self._links.session():
             return not self._links.found(vni).ports and bool(self._remove(vni))
 
-    def found(self, vni: int, taps: Collection[str] = ()) -> FoundNetwork:
-        """Return what is there of a network, and which of ``taps`` are not on its bridge."""
-        return replace(self._links.found(vni, taps), is_guarded=self._filter.state() is FilterState.WHOLE)
-
     def present(self) -> frozenset[int]:
         """Return the VNIs of which something of ours is there."""
-        return self._links.ours()
+        return self._links.ours() | self._filter.present() - {names.NO_NETWORK}
+
+    def found(self, vni: int, taps: Collection[str] = ()) -> FoundNetwork:
+        """Return what is there of a network, and which of ``taps``, or of those that have rules, are not on its bridge.
+
+        Whether the filter is in place depends on what is wanted: see `_guarded`.
+        """
+        ruled = self._filter.taps(vni)
+        has_rules = vni in self._filter.present()
+        return replace(self._links.found(vni, ruled | set(taps)), ruled=ruled, has_rules=has_rules)
 
     def _remove(self, vni: int) -> tuple[Change, ...]:
         self._left.pop(vni, None)
         changes = mesh.plan(None, self.found(vni))
         self._apply(changes)
-        if self._links.ours() or self._filter.state() is FilterState.ABSENT:
-            return changes
-        self._apply((Unguard(),))
-        return (*changes, Unguard())
+        return changes
 
     def _apply(self, changes: tuple[Change, ...]) -> None:
         for change in changes:
             match change:
-                case Guard():
-                    self._filter.install()
-                case Unguard():
-                    self._filter.remove()
+                case Guard(part):
+                    self._filter.put(part)
+                case Unguard(vni):
+                    self._filter.drop(vni)
                 case _:
                     self._links.apply(change)
             if self._on_change is not None:

@@ -14,6 +14,29 @@ from ecompute.network.names import ZEROS
 
 
 @dataclass(frozen=True)
+class Tap:
+    """A tap, and what the guest behind it may send."""
+
+    name: str
+    mac: str
+    addresses: tuple[str, ...] | None
+    """Without prefix lengths; None: any (the network has no range)."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """What belongs to one network in the filter."""
+
+    vni: int
+    taps: frozenset[Tap] = frozenset()
+    members: frozenset[str] | None = frozenset()
+    """The underlay addresses from which its VXLAN packets are taken; None: it has no VXLAN."""
+    gateways: tuple[str, ...] = ()
+    kept: frozenset[str] = frozenset()
+    """Taps that no port has any more, but that are still there: their rules stay until they are gone."""
+
+
+@dataclass(frozen=True)
 class WantedNetwork:
     """One network as it is to be on this host."""
 
@@ -28,10 +51,16 @@ class WantedNetwork:
     """(MAC, underlay address) of every port on another host."""
     neighbours: frozenset[tuple[str, str]] = frozenset()
     """(address, MAC) of every port on another host: who asks for one of them is answered here."""
-    taps: frozenset[str] = frozenset()
-    """The taps of this host's own ports; those that exist belong on the bridge."""
+    taps: frozenset[Tap] = frozenset()
+    """Those of this host's own ports; those that exist belong on the bridge."""
+    gateways: tuple[str, ...] = ()
+    """The addresses of the gateway, which every host has for itself."""
     problems: tuple[str, ...] = field(default=(), compare=False)
     """Records that could not be used, one line each. They cost their own host its place, no other."""
+
+    @property
+    def tap_names(self) -> frozenset[str]:
+        return frozenset(tap.name for tap in self.taps)
 
     def forwarding(self) -> frozenset[tuple[str, str]]:
         return self.entries | {(ZEROS, peer) for peer in self.peers}
@@ -95,8 +124,12 @@ class FoundNetwork:
     ports: frozenset[FoundPort] = frozenset()
     loose: frozenset[FoundPort] = frozenset()
     """Taps that were asked for and are there, but not on our bridge."""
+    ruled: frozenset[str] = frozenset()
+    """Taps that have rules."""
+    has_rules: bool = False
+    """Whether anything of the network is in the filter."""
     is_guarded: bool = False
-    """The filter is in place (it is one for all networks)."""
+    """Whether the filter is in place, with `mesh.part`."""
 
 
 # --- changes -------------------------------------------------------------------------------------
@@ -104,12 +137,16 @@ class FoundNetwork:
 
 @dataclass(frozen=True)
 class Guard:
-    """Put the filter in place that keeps guests from the host."""
+    """Put the filter in place: the rules that hold for all networks, and those of this one."""
+
+    part: Part
 
 
 @dataclass(frozen=True)
 class Unguard:
-    """Take the filter away: no network of ours is left on this host."""
+    """Take the rules of a network away, and with the last one the filter."""
+
+    vni: int
 
 
 @dataclass(frozen=True)

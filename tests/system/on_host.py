@@ -118,6 +118,8 @@ def devices(
         tables = set(re.findall(r"table (\w+) ecompute$", host.run("nft", "list", "tables").stdout, re.MULTILINE))
         if tables != (FILTER if wanted else set()):
             yield f"the filter's tables are {sorted(tables)}"
+        if host.is_running:
+            yield from _rules(host, etcd, provider, networks)
     if wanted - ours:
         yield f"devices that are missing: {sorted(wanted - ours)}"
     for name in sorted(ours & wanted):
@@ -132,6 +134,33 @@ def devices(
         name = f"ecx{interface.vni:06x}"
         if name in links:
             yield from _vxlan(host, etcd, provider, uuid, interface.vni, links[name])
+
+
+def _rules(host: Host, etcd: Picture, provider: str, networks: dict[str, Any]) -> Iterator[str]:
+    """The filter has a chain for each port here, and takes VXLAN packets from each network's other members."""
+    listed = host.run("nft", "-j", "list", "ruleset").stdout
+    items = [next(iter(item.items())) for item in json.loads(listed)["nftables"]]
+    chains = {body["name"] for kind, body in items if kind == "chain" and re.search(r"\.ect", body["name"])}
+    ports = {
+        f"n{networks[n].vni:06x}.{_tap(port.interface_uuid)}"
+        for (n, _), port in etcd.ports.items()
+        if port.provider == provider and n in networks
+    }
+    if chains != ports:
+        yield f"the filter has chains {sorted(chains)}, not {sorted(ports)}"
+    members = {
+        body["name"]: set(body.get("elem", ()))
+        for kind, body in items
+        if kind == "set" and body["name"].endswith(".members")
+    }
+    wanted = {
+        f"n{interface.vni:06x}.members": {
+            m.underlay for (n, p), m in etcd.members.items() if n == uuid and p != provider
+        }
+        for uuid, interface in networks.items()
+    }
+    if members != wanted:
+        yield f"the filter knows the members {members}, not {wanted}"
 
 
 def _vxlan(host: Host, etcd: Picture, provider: str, network: str, vni: int, link: dict[str, Any]) -> Iterator[str]:

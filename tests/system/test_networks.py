@@ -51,6 +51,8 @@ def test_nothing_of_the_host_answers_in_a_guests_place(cluster: Cluster, port_na
         switch = f"/proc/sys/net/ipv6/conf/{port_name}/disable_ipv6"
         host.run("sh", "-c", f"echo 1 > {switch}")  # as our taps have it
         host.run("ip", "link", "set", port_name, "master", bridge, "up")
+        # Whatever comes from it passes the first of the filter's rules, so that the others are tried.
+        host.run("nft", "add", "element", "bridge", "ecompute", "taps", f"{{ {port_name} : accept }}")
         ip("-n", place, "link", "set", "guest0", "up")
         wait_for(lambda: _is_forwarding(host.netns, port_name), what="the bridge forwards for the new port")
         links = {link["ifname"]: link for link in json.loads(host.run("ip", "-j", "link").stdout)}
@@ -79,6 +81,7 @@ def test_nothing_of_the_host_answers_in_a_guests_place(cluster: Cluster, port_na
             _knock(host.address)
             wait_for(lambda: f"reached from {cluster.address}" in listener.log_tail(), what="the service is reached")
     finally:
+        host.run("nft", "delete", "element", "bridge", "ecompute", "taps", f"{{ {port_name} }}", check=False)
         host.run("ip", "link", "delete", port_name, check=False)
         ip("netns", "delete", place)
     cluster.destroy(guest.uuid)

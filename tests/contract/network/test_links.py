@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import subprocess
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -24,21 +22,6 @@ VNI = 0xABCDEF
 BRIDGE, VXLAN = names.bridge_name(VNI), names.vxlan_name(VNI)
 LOCAL = "192.0.2.1"
 MAC = "02:00:00:00:00:05"
-CLONE_NEWNET = 0x40000000
-
-
-@pytest.fixture
-def own_namespace() -> Iterator[None]:
-    """This thread in a network namespace without a name, which ends with the test whatever happens."""
-    if os.geteuid() != 0:
-        pytest.skip("network namespaces need root")
-    libc = ctypes.CDLL(None, use_errno=True)
-    with open("/proc/thread-self/ns/net") as before:
-        assert libc.unshare(CLONE_NEWNET) == 0, os.strerror(ctypes.get_errno())
-        try:
-            yield
-        finally:
-            assert libc.setns(before.fileno(), CLONE_NEWNET) == 0
 
 
 @pytest.fixture(params=["fake", "netlink"])
@@ -455,58 +438,3 @@ def test_netlink_neither_forks_nor_starts_threads_nor_keeps_descriptors(
         use()
     assert len(os.listdir("/proc/self/task")) <= tasks
     assert len(os.listdir("/proc/self/fd")) <= descriptors
-
-
-# --- the rules -----------------------------------------------------------------------------------
-
-
-def nft(command: str) -> str:
-    return subprocess.run(["nft", command], check=True, capture_output=True, text=True).stdout
-
-
-def test_installed_rules_are_listed_as_they_were_rendered(own_namespace: None) -> None:
-    NftFilter().install()
-    # Another one, that has installed nothing itself, knows them again.
-    assert NftFilter().state() is FilterState.WHOLE
-
-
-@pytest.mark.parametrize(
-    "harm",
-    [
-        "delete table bridge ecompute",
-        "delete table inet ecompute",
-        "flush chain bridge ecompute input",
-        "insert rule bridge ecompute input accept",
-        "insert rule arp ecompute input accept",
-        "add chain bridge ecompute other",
-        "add chain inet ecompute input { policy drop; }",
-    ],
-)
-def test_rules_that_somebody_altered_are_seen_and_put_back(own_namespace: None, harm: str) -> None:
-    rules = NftFilter()
-    rules.install()
-    assert rules.state() is FilterState.WHOLE
-    nft(harm)
-    assert rules.state() is FilterState.ALTERED
-    rules.install()
-    assert rules.state() is FilterState.WHOLE
-
-
-def test_other_tables_stay_as_they_are(own_namespace: None) -> None:
-    nft("add table inet ecompute2; add chain inet ecompute2 c; add rule inet ecompute2 c tcp dport 22 accept")
-    nft("add table ip ecompute; add table bridge other")
-    before = nft("list ruleset")
-    rules = NftFilter()
-    rules.install()
-    rules.install()
-    rules.remove()
-    rules.remove()
-    assert nft("list ruleset") == before
-
-
-def test_without_nft_it_says_which_package_to_install(
-    own_namespace: None, monkeypatch: pytest.MonkeyPatch, tmp_path: object
-) -> None:
-    monkeypatch.setattr("ecompute.network.nft.PROGRAM", f"{tmp_path}/nft")
-    with pytest.raises(NetworkError, match="nft is missing; install the package nftables"):
-        NftFilter().install()

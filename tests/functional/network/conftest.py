@@ -72,7 +72,7 @@ def make_hosts(namespaces: Callable[[str], Namespace]) -> Callable[[int], tuple[
             space.set("ipv4/ip_forward", 1)
             space.set("ipv6/conf/all/forwarding", 1)
             addresses = (f"192.0.2.{n}", *extra, "127.0.0.1", f"2001:db8::{n}")
-            made.append(Host(space, f"192.0.2.{n}", addresses, made))
+            made.append(Host(space, f"192.0.2.{n}", addresses, made, switch))
         return tuple(made)
 
     return make

@@ -31,9 +31,24 @@ def frame(to: str, mine: str, kind: int, payload: bytes) -> bytes:
     return octets(to) + octets(mine) + struct.pack("!H", kind) + payload
 
 
-def arp_request(mine: str, my_ip: str, ip: str) -> bytes:
-    header = struct.pack("!HHBBH", 1, ETH_P_IP, 6, 4, 1)
+def arp(kind: int, mine: str, my_ip: str, ip: str) -> bytes:
+    """RFC 826: 1 asks, 2 answers; 3 is RARP's question."""
+    header = struct.pack("!HHBBH", 1, ETH_P_IP, 6, 4, kind)
     return header + octets(mine) + socket.inet_aton(my_ip) + bytes(6) + socket.inet_aton(ip)
+
+
+def arp_request(mine: str, my_ip: str, ip: str) -> bytes:
+    return arp(1, mine, my_ip, ip)
+
+
+def extended(header: int, payload: bytes) -> bytes:
+    """``payload`` behind a header of options that are all padding, which says what comes next (RFC 8200)."""
+    return struct.pack("!BBBB4x", header, 0, 1, 4) + payload
+
+
+def vxlan(vni: int, inner: bytes) -> bytes:
+    """RFC 7348, section 5, without the outer headers."""
+    return struct.pack("!II", 0x08000000, vni << 8) + inner
 
 
 def neighbour_solicitation(mine: str, my_ip: str, ip: str) -> bytes:

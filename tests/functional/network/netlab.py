@@ -99,6 +99,7 @@ class Guest:
     n: int
     port: str
     """The name of its device on the host's bridge."""
+    routed: tuple[str, ...] = ()
 
     @property
     def mac(self) -> str:
@@ -121,6 +122,7 @@ class Guest:
             epoch=1,
             mac=self.mac,
             addresses=(f"{self.ip}/24", f"{self.ip6}/64"),
+            routed=self.routed,
         )
 
     def ping(self, ip: str, *, size_bytes: int = 8, timeout_s: float = DEADLINE_S) -> bool:
@@ -164,6 +166,8 @@ class Host:
     addresses: tuple[str, ...]
     members: list[Host] = field(repr=False)
     """All hosts of the network, itself too."""
+    switch: Namespace
+    """To which their legs are plugged, on its bridge `under`."""
     links: NetlinkLinks = field(default_factory=NetlinkLinks)
     rules: NftFilter = field(default_factory=NftFilter)
     guests: list[Guest] = field(default_factory=list)
@@ -207,7 +211,6 @@ class Host:
         if guest.port.startswith(names.TAP_PREFIX):
             self.do(lambda: self.links.harden(guest.port))
         self.space(f"link set {guest.port} mtu 1450 master {names.bridge_name(vni)} up")
-        guest.space.set("ipv6/conf/eth0/router_solicitations", 0)
         guest.space(f"link set eth0 address {guest.mac} mtu 1450 up")
         guest.space(f"address add {guest.ip}/24 dev eth0")
         guest.space(f"address add {guest.ip6}/64 dev eth0 nodad")

@@ -32,7 +32,7 @@ class Dying:
 
     def __getattr__(self, name: str) -> Any:
         attribute = getattr(self._alive, name)
-        if name not in ("apply", "install", "remove"):
+        if name not in ("apply", "put", "drop"):
             return attribute
 
         def until_dead(*arguments: Any) -> Any:
@@ -96,6 +96,10 @@ HARMS = {
     "the filter deleted": "nft delete table bridge ecompute",
     "the filter flushed": "nft flush ruleset",
     "the filter with a hole": "nft insert rule bridge ecompute input accept",
+    "a tap's rules deleted": "nft flush chain bridge ecompute n001234.ect00000000001",
+    "a tap let through": "nft insert rule bridge ecompute n001234.ect00000000001 accept",
+    "a forged member added": "nft add element inet ecompute n001234.members '{ 192.0.2.66 }'",
+    "a member deleted": "nft delete element inet ecompute n001234.members '{ 192.0.2.2 }'",
     "everything": f"nft flush ruleset; ip link delete {VXLAN}; ip link delete {BRIDGE}",
 }
 
@@ -105,11 +109,11 @@ def test_what_was_harmed_by_hand_is_put_back(hosts: Any, guests: Any, harm: str)
     host = hosts[0]
     wanted = host.wanted()
     assert host.ensure(wanted) == ()
-    whole = host.do(lambda: host.links.found(VNI, wanted.taps))
+    whole = host.do(lambda: host.links.found(VNI, wanted.tap_names))
     host.space.run("sh", "-ec", harm)
     assert host.ensure(wanted) != ()
     assert host.ensure(wanted) == ()
-    assert host.do(lambda: host.links.found(VNI, wanted.taps)) == whole
+    assert host.do(lambda: host.links.found(VNI, wanted.tap_names)) == whole
     assert host.do(host.rules.state) is FilterState.WHOLE
     assert guests[0].ping(guests[1].ip)
 

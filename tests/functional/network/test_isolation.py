@@ -58,7 +58,7 @@ def test_nothing_answers_even_on_devices_that_lost_their_hardening(hosts: Any, g
 def test_without_filter_and_hardening_the_same_attack_is_answered(hosts: Any, guests: Any, attack: Any) -> None:
     """Else the tests above would prove nothing."""
     host = hosts[0]
-    host.do(host.rules.remove)
+    host.space.run("nft", "flush", "ruleset")
     soften(host)
     got = attack(guests[0], [host])
     assert got.keys() >= {"heard", "datagrams", "echo requests", "IPv6 echo requests", "neighbour solicitations"}
@@ -66,7 +66,7 @@ def test_without_filter_and_hardening_the_same_attack_is_answered(hosts: Any, gu
 
 def test_hardening_alone_leaves_arp_and_ipv6_silent(hosts: Any, guests: Any, attack: Any) -> None:
     for host in hosts:
-        host.do(host.rules.remove)
+        host.space.run("nft", "flush", "ruleset")
     got = attack(guests[0], list(hosts))
     assert "IPv6 echo requests" not in got
     assert "neighbour solicitations" not in got

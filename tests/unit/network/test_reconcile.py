@@ -11,7 +11,7 @@ from ecompute.network import names, terms
 from ecompute.network.fake import FakeFilter, FakeLinks
 from ecompute.network.filter import FilterState
 from ecompute.network.reconcile import NetworkReconciler
-from ecompute.network.terms import FoundBridge, FoundNetwork, FoundPort, WantedNetwork
+from ecompute.network.terms import FoundBridge, FoundNetwork, FoundPort, Part, Tap, WantedNetwork
 
 VNI = 0x20
 WANTED = WantedNetwork(
@@ -22,6 +22,10 @@ WANTED = WantedNetwork(
     peers=frozenset({"192.0.2.2", "192.0.2.3"}),
     entries=frozenset({("02:00:00:00:00:02", "192.0.2.2")}),
 )
+
+
+def taps(*names: str) -> frozenset[Tap]:
+    return frozenset(Tap(name, "02:00:00:00:00:01", ("10.0.0.1",)) for name in names)
 
 
 class Killed(Exception):
@@ -37,7 +41,7 @@ class Dying:
 
     def __getattr__(self, name: str) -> Any:
         attribute = getattr(self._alive, name)
-        if name not in ("apply", "install", "remove"):
+        if name not in ("apply", "put", "drop"):
             return attribute
 
         def until_dead(*arguments: Any) -> Any:
@@ -133,9 +137,9 @@ def test_the_filter_stays_until_the_last_network_leaves(reconciler: NetworkRecon
     reconciler.ensure(WANTED)
     reconciler.ensure(other)
     assert reconciler.present() == {VNI, VNI + 1}
-    assert terms.Unguard() not in reconciler.remove(VNI)
+    assert terms.Unguard(VNI) in reconciler.remove(VNI)
     assert rules.state() is FilterState.WHOLE
-    assert terms.Unguard() in reconciler.remove(VNI + 1)
+    assert terms.Unguard(VNI + 1) in reconciler.remove(VNI + 1)
     assert rules.state() is FilterState.ABSENT
     assert reconciler.remove(VNI) == ()
 
@@ -143,7 +147,7 @@ def test_the_filter_stays_until_the_last_network_leaves(reconciler: NetworkRecon
 def test_an_altered_filter_is_put_back(reconciler: NetworkReconciler, rules: FakeFilter) -> None:
     reconciler.ensure(WANTED)
     rules.is_altered = True
-    assert reconciler.ensure(WANTED) == (terms.Guard(),)
+    assert reconciler.ensure(WANTED) == (terms.Guard(Part(VNI, members=WANTED.peers)),)
 
 
 def test_a_network_with_a_guests_port_is_not_removed(reconciler: NetworkReconciler, links: FakeLinks) -> None:
@@ -168,7 +172,7 @@ def test_a_tap_that_is_not_hardened_is(reconciler: NetworkReconciler, links: Fak
 def test_a_tap_whose_bridge_was_deleted_by_hand_is_put_on_the_new_one(
     reconciler: NetworkReconciler, links: FakeLinks
 ) -> None:
-    wanted = replace(WANTED, taps=frozenset({"ect1", "ect2"}))
+    wanted = replace(WANTED, taps=taps("ect1", "ect2"))
     links.taps["ect1"] = True
     assert terms.AttachTap(VNI, "ect1") in reconciler.ensure(wanted)
     links.apply(terms.DeleteBridge(VNI))
@@ -189,7 +193,7 @@ def test_a_foreign_device_with_our_name_is_not_touched(links: FakeLinks, rules: 
 
 def test_a_tap_that_is_being_started_is_left_to_libvirt(links: FakeLinks, reconciler: NetworkReconciler) -> None:
     """libvirt fails to start a guest whose tap somebody else was quicker to put on its bridge."""
-    wanted = replace(WANTED, taps=frozenset({"ect1", "ect2"}))
+    wanted = replace(WANTED, taps=taps("ect1", "ect2"))
     reconciler.ensure(wanted)
     links.taps |= {"ect1": False, "ect2": False}
     with reconciler.starting(["ect1"]):
@@ -202,7 +206,7 @@ def test_a_tap_that_is_being_started_is_left_to_libvirt(links: FakeLinks, reconc
 def test_a_tap_that_was_started_while_it_was_looked_at_is_not_touched(
     links: FakeLinks, reconciler: NetworkReconciler
 ) -> None:
-    wanted = replace(WANTED, taps=frozenset({"ect1"}))
+    wanted = replace(WANTED, taps=taps("ect1"))
     reconciler.ensure(wanted)
     starting = reconciler.starting(["ect1"])
     look = links.found
@@ -269,7 +273,7 @@ def test_a_guest_that_arrives_elsewhere_costs_the_same_in_a_network_of_any_size(
 def test_a_network_whose_devices_are_not_as_they_were_left_is_read_whole(
     links: FakeLinks, reconciler: NetworkReconciler, harm: terms.LinkChange
 ) -> None:
-    wanted = replace(of_size(2), taps=frozenset({"ect1"}))
+    wanted = replace(of_size(2), taps=taps("ect1"))
     reconciler.ensure(wanted)
     links.plug("ect1", names.bridge_name(VNI))
     reconciler.ensure(wanted)
