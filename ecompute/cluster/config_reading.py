@@ -312,8 +312,8 @@ def read_guest_network(node: Node) -> ipaddress.IPv4Network:
     network = read_network(node)
     if not isinstance(network, ipaddress.IPv4Network):
         raise BadValueError("must be an IPv4 network")
-    if not 8 <= network.prefixlen <= 29:
-        raise BadValueError(f"must have a prefix of /8 to /29, not /{network.prefixlen}")
+    if not 16 <= network.prefixlen <= 29:
+        raise BadValueError(f"must have a prefix of /16 to /29, not /{network.prefixlen}")
     if network.is_loopback or network.is_multicast or network.is_link_local or network.network_address.packed[0] == 0:
         raise BadValueError(f"cannot be {network}, which has a meaning of its own; take a private one")
     return network

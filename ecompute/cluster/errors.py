@@ -12,6 +12,7 @@
      ├─ Conflict                somebody else was first
      │   ├─ CompareFailed       a transaction of the store whose comparisons did not hold
      │   ├─ AddressTaken
+     │   ├─ MacTaken
      │   ├─ AddressesExhausted  a network has no free address left
      │   ├─ Outrun              placement wrote for others each time that it was tried
      │   ├─ FloatingAttached    (`eschedule.cloud.floating`)
@@ -131,6 +132,10 @@ class Outrun(Conflict):
 
 class AddressTaken(Conflict):
     code = "network.address.taken"
+
+
+class MacTaken(Conflict):
+    code = "network.mac.taken"
 
 
 class AddressesExhausted(Conflict):

@@ -68,6 +68,11 @@ def complete_pool(context: click.Context, parameter: click.Parameter, incomplete
     return _items(context, incomplete, _pools)
 
 
+def complete_network(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Return the names of networks that begin with ``incomplete``."""
+    return _items(context, incomplete, _networks)
+
+
 def _items(
     context: click.Context, incomplete: str, known: Callable[[Settings, str], list[str]]
 ) -> list[CompletionItem]:
@@ -122,6 +127,13 @@ def _pools(settings: Settings, incomplete: str) -> list[str]:
         from eschedule.cloud.pools import Pools
 
         return Pools(cloud).names(incomplete, limit=LIMIT)
+
+
+def _networks(settings: Settings, incomplete: str) -> list[str]:
+    with settings.cloud(store_timeout_s=TIMEOUT_S) as cloud:
+        from eschedule.cloud.networks import Networks
+
+        return Networks.of(cloud).names(settings.namespace, incomplete, limit=LIMIT)
 
 
 def _hosts(settings: Settings, incomplete: str) -> list[str]:

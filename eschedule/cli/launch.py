@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ecompute.cluster.terminal import INTERRUPTED, say
-from eschedule.cli.completion import complete_group, complete_host
+from eschedule.cli.completion import complete_group, complete_host, complete_network
 from eschedule.cli.lifecycle import WAIT_TIMEOUT_S, report, wait_until_it_runs
 from eschedule.cli.output import format_option, show_one, show_rows
 from eschedule.cli.parameters import timeout_option
@@ -53,6 +53,18 @@ CONFIG_DRIVES = ("openstack", "nocloud", "none")
     show_default=True,
     help="How it is told who it is: a drive as OpenStack's or cloud-init's NoCloud, or DHCP and metadata alone.",
 )
+@click.option(
+    "-n",
+    "--network",
+    "-N",
+    "--networkspec",
+    "networks",
+    multiple=True,
+    metavar="NET[@ADDRESS]",
+    shell_complete=complete_network,
+    help="An interface on that network, in this order; may be repeated. Or network_uuid=NET,address=…,macaddress=…,"
+    "model=…. Otherwise one on the default network; none: no interface.",
+)
 @click.option("--group", metavar="GROUP", shell_complete=complete_group, help="A group to be a member of.")
 @click.option("--host", metavar="HOST", shell_complete=complete_host, help="On this host, or not at all.")
 @click.option(
@@ -97,6 +109,7 @@ def launch(
     ssh_keys: tuple[str, ...],
     user_data: str | None,
     config_drive: str,
+    networks: tuple[str, ...],
     group: str | None,
     host: str | None,
     is_packed: bool | None,
@@ -120,7 +133,7 @@ def launch(
 
     With --count or --members many are launched, all or none. A member in FILE has some of: name, query,
     cpus, memory, disk, image, host, pack, group, tags, affinities, expires, ssh_keys, user_data,
-    configdrive.
+    configdrive, networks.
 
     \b
     Example:  eschedule launch --name web-1 --ssh-key ~/.ssh/id_ed25519.pub --wait
@@ -128,6 +141,7 @@ def launch(
               eschedule launch --name web-2 --tag web --affinity web=-50 --affinity db=100 --dry-run
               eschedule launch --name try-1 --expires 2h --idempotency-key build-4711
               eschedule launch --name web --count 4 --wait
+              eschedule launch --name db-2 -n web -N network_uuid=db,address=10.1.0.5,model=e1000
     """
     settings: Settings = context.obj
     query = _query(context, query, cpus, memory, disk)
@@ -137,6 +151,7 @@ def launch(
         from eschedule.cli.files import read_ssh_keys, read_user_data
         from eschedule.cli.instance import describe
         from eschedule.cloud.instances import Instances
+        from eschedule.cloud.interface_request import read_interfaces
         from eschedule.scheduler.launch import Launcher
         from eschedule.scheduler.request import LaunchRequest
 
@@ -156,6 +171,7 @@ def launch(
             uuid=uuid,
             idempotency_key=idempotency_key,
             config_drive=config_drive,
+            interfaces=read_interfaces(networks),
         )
         if dry_run and (count is not None or members_file is not None):
             raise InvalidInput("--dry-run is of one instance", hint="leave --count and --members out")

@@ -1,216 +1,362 @@
-"""Networks: a namespace's default one, made at first use, and the ports of instances on it.
+"""Networks: made, found, listed, deleted; and a namespace's default one, made at first use.
 
-A network is one document; around it lie a VNI of its own, a name, and, below it, its ports, the
-locks of its addresses and the hosts that have a member. Everything that belongs to one request is
-part of that request's transaction; this module reads, and returns comparisons and operations.
+A network is one document; around it lie a VNI of its own and a name, and below it its ports, the locks
+of their addresses and MACs, and the hosts that have a member. Names may repeat, but for the one called
+``default``: that is what an instance gets that asks for no network, and a namespace has one or none. A
+physical network has its bridge and VLAN to itself, by a name of kind ``segment``.
+
+A network is deleted if it has no port and no member, which is compared: a request that is under way compares
+the network. What rests below it goes with it.
+
+Safe from several threads.
 """
 
 from __future__ import annotations
 
-import ipaddress
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from ipaddress import IPv4Network
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from ecompute.cluster import keys
-from ecompute.cluster.addressing import choose_address, gateway_address, label, mac_address
+from ecompute.cluster.addressing6 import gateway_address6, parse_cidr6
+from ecompute.cluster.claims import incarnation_of
 from ecompute.cluster.documents import (
     AddressLock,
-    Interface,
-    MacLock,
     Name,
     Network,
     NetworkHost,
+    NetworkKind,
     Node,
     Port,
     Vni,
     timestamp,
 )
-from ecompute.cluster.errors import CompareFailed, Conflict
-from ecompute.cluster.store import Compare, Put, Store, Versioned, absent, absent_under, unchanged
+from ecompute.cluster.errors import Ambiguous, CompareFailed, Conflict, InvalidInput, NotFound, Refused, one_line
+from ecompute.cluster.store import (
+    Compare,
+    Delete,
+    DeletePrefix,
+    Op,
+    Put,
+    Store,
+    Versioned,
+    absent,
+    absent_under,
+    unchanged,
+)
+from eschedule.cloud import references
+from eschedule.cloud.network_request import NetworkRequest, check, check_name, check_underlay, mtu_of
+
+if TYPE_CHECKING:
+    from eschedule.cloud.connection import Cloud
 
 DEFAULT_NAME = "default"
 KIND = "network"
-VXLAN_OVERHEAD = 50
-"""Bytes of outer Ethernet, IPv4, UDP and VXLAN headers (RFC 7348, section 5)."""
-
-NARROW = 256
-"""Addresses of a range in which it is looked before one is drawn."""
-COLLISIONS = 2
-"""After so many draws that were taken, it is looked in any range."""
+SEGMENT = "segment"
+SEGMENTS_NAMESPACE = "system"
+"""Where all segments have their names: a bridge of the hosts is nobody's but the operators'."""
 
 VNI_FIRST = 4096
 VNI_LAST = 2**24 - 1
+TRIES = 32
 
 
 @dataclass(frozen=True)
-class PortRequest:
-    """One new port: the interface as the guest will have it, and what the transaction must hold."""
+class Usage:
+    """How many addresses of a network's IPv4 range may be given out, and what has become of them."""
 
-    interface: Interface
-    compares: tuple[Compare, ...]
-    operations: tuple[Put, ...]
+    total: int
+    in_use: int
+    resting: int
+
+    @property
+    def free(self) -> int:
+        """Those that rest are given out again when there is no other."""
+        return self.total - self.in_use
 
 
 class Networks:
-    """Reads and makes networks. Safe from several threads.
+    """The networks of a cloud.
 
-    A namespace's default network is kept once it was read: every request compares it, and `forget`
-    has it read again.
+    Args:
+        now: seconds since 1970.
     """
 
     def __init__(self, store: Store, *, rng: random.Random | None = None, now: Callable[[], float] = time.time) -> None:
         self._store = store
-        self._defaults: dict[str, Versioned[Network]] = {}
         self._rng = rng or random.Random()  # noqa: S311 - spreads choices, guards nothing
         self._now = now
 
-    def default(
-        self, namespace: str, cidr: ipaddress.IPv4Network, underlay_mtu: int, *, guard: Compare
-    ) -> Versioned[Network]:
+    @classmethod
+    def of(cls, cloud: Cloud) -> Networks:
+        return cls(cloud.store)
+
+    # --- made ----------------------------------------------------------------------------------
+
+    def create(self, namespace: str, request: NetworkRequest, *, guard: Compare | None = None) -> Versioned[Network]:
+        """Make a network.
+
+        Args:
+            guard: compared besides; None: the incarnation of the data, which is read.
+
+        Raises:
+            InvalidInput: there can be no such network.
+            Conflict: the namespace has a default network already, or the bridge and VLAN have one.
+        """
+        request = check(request)
+        nodes = [item.value for item in self._store.list(keys.NODES, Node).items]
+        check_underlay(request, nodes)
+        mtu = mtu_of(request, nodes)
+        for _ in range(TRIES):
+            guarded = unchanged(incarnation_of(self._store)) if guard is None else guard
+            try:
+                return self._make(namespace, request, mtu, guarded)
+            except CompareFailed as error:
+                if guarded.name in error.keys:
+                    raise
+                self._explain(namespace, request, error)
+        raise Conflict(f"no VNI was free in {TRIES} draws", hint="try again, or delete networks")
+
+    def default(self, namespace: str, cidr: IPv4Network, *, guard: Compare) -> Versioned[Network]:
         """Return the default network of ``namespace``, made now if this is its first use.
 
         Args:
             cidr: its range, if it has to be made. Ranges of different networks may overlap.
-            underlay_mtu: MTU in bytes of the network that carries it, if it has to be made.
             guard: compared when it is made: the incarnation of the data.
+
+        Raises:
+            InvalidInput: that range cannot be a network's here.
         """
-        for _ in range(8):
+        for _ in range(TRIES):
             found = self.find_default(namespace)
             if found is not None:
                 return found
-            made = self._make(namespace, DEFAULT_NAME, cidr, underlay_mtu - VXLAN_OVERHEAD, guard)
-            if made is not None:
-                self._defaults[namespace] = made
-                return made
-        raise Conflict(f"the default network of {namespace} could not be made", hint="try again")
+            try:
+                return self.create(namespace, NetworkRequest(name=DEFAULT_NAME, cidr=str(cidr)), guard=guard)
+            except DefaultExists:
+                continue  # somebody else was first
+            except InvalidInput as error:
+                raise InvalidInput(
+                    f"the default network of {namespace} cannot be made: {error.args[0]}",
+                    hint="change default_network in compute.yaml, or see `eschedule network create default`",
+                ) from error
+        raise Conflict(f"the default network of {namespace} comes and goes", hint="try again")
+
+    # --- found ---------------------------------------------------------------------------------
 
     def find_default(self, namespace: str) -> Versioned[Network] | None:
         """Return the default network of ``namespace``, if it has been used."""
-        found = self._defaults.get(namespace) or self._named(namespace, DEFAULT_NAME)
-        if found is not None:
-            self._defaults[namespace] = found
-        return found
+        found = self._named(namespace, DEFAULT_NAME)
+        return found[0] if found else None
 
-    def forget(self, namespace: str) -> None:
-        """Read the default network of ``namespace`` again when it is next asked for."""
-        self._defaults.pop(namespace, None)
-
-    def port(
-        self,
-        network: Versioned[Network],
-        *,
-        instance_uuid: str,
-        interface_uuid: str,
-        name: str,
-        node: Versioned[Node],
-        epoch: int,
-        collisions: int = 0,
-    ) -> PortRequest:
-        """Return a port of ``instance_uuid`` on ``network``, with an address, on ``node``.
-
-        The transaction fails if the network has changed meanwhile, or the address or the MAC is taken:
-        ask again then, with another interface. In a wide range an address is drawn without looking, and
-        compared; those that are taken are read where the range is narrow, or when the draw was taken too often.
-
-        Args:
-            name: the instance's.
-            collisions: how often an address drawn for this port was taken.
+    def find(self, ref: str, namespace: str) -> Versioned[Network]:
+        """Return the network of that name or uuid.
 
         Raises:
-            Conflict: the network has no free address.
+            NotFound: ``namespace`` has none. Of another's it is not said whether it exists.
+            Ambiguous: it has several of that name.
         """
-        net = network.value
-        cidr = ipaddress.IPv4Network(net.cidr)
-        is_narrow = cidr.num_addresses <= NARROW or collisions >= COLLISIONS
-        taken = self._taken(net.uuid) if is_narrow else set()
-        ip = choose_address(cidr, taken, self._rng.getrandbits(32), gateway=net.gateway)
-        address = f"{ip}/{cidr.prefixlen}"
-        mac = mac_address(interface_uuid)
-        provider = node.value.provider
-        interface = Interface(
-            uuid=interface_uuid,
-            network_uuid=net.uuid,
-            vni=net.vni,
-            mac=mac,
-            addresses=(address,),
-            mtu=net.mtu,
-            gateway=net.gateway if net.has_nat else None,
-            nameservers=(net.gateway,) if net.has_dns and net.gateway is not None else (),
-        )
-        return PortRequest(
-            interface=interface,
-            compares=(
-                unchanged(network),
-                absent(keys.address(net.uuid, str(ip))),
-                absent(keys.mac(net.uuid, mac)),
-            ),
-            operations=(
-                Put(
-                    keys.port(net.uuid, interface_uuid),
-                    Port(
-                        interface_uuid=interface_uuid,
-                        instance_uuid=instance_uuid,
-                        provider=provider,
-                        epoch=epoch,
-                        mac=mac,
-                        addresses=(address,),
-                        name=label(name),
-                    ),
-                ),
-                Put(
-                    keys.address(net.uuid, str(ip)),
-                    AddressLock(interface_uuid=interface_uuid, instance_uuid=instance_uuid),
-                ),
-                Put(keys.mac(net.uuid, mac), MacLock(interface_uuid=interface_uuid, instance_uuid=instance_uuid)),
-                # Compared by nobody but who removes it, and rewritten by every port: a member that
-                # loses its last port and gains one at the same time is decided by etcd. What it says
-                # is the node's, which the transaction compares.
-                Put(
-                    keys.network_host(net.uuid, provider),
-                    NetworkHost(provider=provider, underlay=node.value.underlay),
-                ),
-            ),
+        uuid = references.full_uuid(ref)
+        if uuid is not None:
+            one = self._store.get(keys.network(uuid), Network)
+            found: Sequence[Versioned[Network]] = [one] if one is not None and one.value.namespace == namespace else []
+        else:
+            found = self._named(namespace, ref)
+        if not found:
+            raise NotFound(
+                f"there is no network {one_line(ref, 80)!r} in namespace {namespace}",
+                hint="see `eschedule network list`; `eschedule network create` makes one",
+            )
+        if len(found) > 1:
+            uuids = ", ".join(sorted(item.value.uuid for item in found))
+            raise Ambiguous(f"{len(found)} networks are called {ref}: {uuids}", hint="give the uuid")
+        return found[0]
+
+    def all(self, namespace: str | None) -> list[Network]:
+        """Return the networks of ``namespace``, or of all of them, by namespace and name."""
+        if namespace is None:
+            uuids = [item.value.network_uuid for item in self._store.list(keys.VNIS, Vni).items]
+        else:
+            uuids = [keys.last(key) for key in self._store.keys(keys.names(namespace, KIND))[0]]
+        found = self._several(uuids)
+        return sorted(
+            (item.value for item in found), key=lambda network: (network.namespace, network.name, network.uuid)
         )
 
-    def _taken(self, network_uuid: str) -> set[str]:
-        prefix = keys.addresses(network_uuid)
-        return {key[len(prefix) :] for key in self._store.keys(prefix)[0]}
+    def names(self, namespace: str, beginning: str = "", *, limit: int = 100) -> list[str]:
+        """Return what ``beginning`` can be completed to; a name that several have is given as their uuids."""
+        if beginning and not references.may_be_in_a_key(beginning):
+            return []
+        named: dict[str, list[str]] = {}
+        for key in self._store.keys(keys.names(namespace, KIND) + beginning, limit=limit)[0]:
+            *_, name, uuid = keys.parts(key)
+            named.setdefault(name, []).append(uuid)
+        return [word for name, uuids in named.items() for word in ([name] if len(uuids) == 1 else uuids)]
 
-    def _named(self, namespace: str, name: str) -> Versioned[Network] | None:
-        found, _ = self._store.keys(keys.named(namespace, KIND, name), limit=1)
-        return self._store.get(keys.network(keys.last(found[0])), Network) if found else None
+    # --- looked at -----------------------------------------------------------------------------
 
-    def _make(
-        self, namespace: str, name: str, cidr: ipaddress.IPv4Network, mtu: int, guard: Compare
-    ) -> Versioned[Network] | None:
-        """Make the network; ``None`` if somebody else was first, or the VNI drawn was taken."""
+    def ports(self, network: Network) -> list[Port]:
+        """Return the ports of a network, by their interface."""
+        return [item.value for item in self._store.list(keys.ports(network.uuid), Port).items]
+
+    def members(self, network: Network) -> list[str]:
+        """Return the providers of the hosts that have a port of a network."""
+        return [item.value.provider for item in self._store.list(keys.network_hosts(network.uuid), NetworkHost).items]
+
+    def usage(self, network: Network) -> Usage | None:
+        """Return how many addresses a network has left; None: it gives out none of IPv4."""
+        if network.cidr is None:
+            return None
+        in_use = resting = 0
+        for lock in self._store.each(keys.addresses(network.uuid), AddressLock):
+            if ":" not in keys.last(lock.key):
+                resting += lock.value.is_resting
+                in_use += not lock.value.is_resting
+        return Usage(IPv4Network(network.cidr).num_addresses - 3, in_use, resting)
+
+    # --- deleted -------------------------------------------------------------------------------
+
+    def delete(self, ref: str, namespace: str) -> Network:
+        """Remove a network that no interface is on; return it.
+
+        Raises:
+            NotFound, Ambiguous: as `find`.
+            Refused: it has interfaces, or hosts that have not left it.
+        """
+        for _ in range(TRIES):
+            network = self.find(ref, namespace)
+            value = network.value
+            prefix = keys.network_prefix(value.uuid)
+            operations: list[Op] = [
+                Delete(network.key),
+                DeletePrefix(prefix),  # what rests
+                Delete(keys.vni(value.vni)),
+                Delete(keys.name(value.namespace, KIND, value.name, value.uuid)),
+            ]
+            if value.physical is not None:
+                segment = segment_of(value.physical, value.vlan)
+                operations.append(Delete(keys.name(SEGMENTS_NAMESPACE, SEGMENT, segment, value.uuid)))
+            empty = [absent_under(keys.ports(value.uuid)), absent_under(keys.network_hosts(value.uuid))]
+            try:
+                self._store.commit([unchanged(network), *empty], operations)
+            except CompareFailed:
+                self._see_that_it_is_empty(value)
+                continue
+            return value
+        raise Conflict(f"network {ref} keeps changing", hint="try again")
+
+    # --- inside --------------------------------------------------------------------------------
+
+    def _make(self, namespace: str, request: NetworkRequest, mtu: int, guard: Compare) -> Versioned[Network]:
+        """Make a network that was checked.
+
+        Raises:
+            CompareFailed: the VNI drawn is taken, or what may be there once is there.
+        """
         uuid = str(uuid4())
         vni = self._rng.randint(VNI_FIRST, VNI_LAST)
         network = Network(
             uuid=uuid,
             namespace=namespace,
-            name=name,
-            cidr=str(cidr),
+            name=request.name,
+            kind=NetworkKind.VIRTUAL if request.physical is None else NetworkKind.PHYSICAL,
+            cidr=request.cidr,
+            cidr6=request.cidr6,
             vni=vni,
             mtu=mtu,
-            gateway=str(gateway_address(cidr)),
-            has_dhcp=True,
-            has_nat=True,
-            has_dns=True,
+            gateway=request.gateway,
+            gateway6=_gateway6(request),
+            has_dhcp=bool(request.has_dhcp),
+            has_nat=bool(request.has_nat),
+            has_dns=bool(request.has_dns),
+            domain=request.domain,
+            physical=request.physical,
+            vlan=request.vlan,
             created_at=timestamp(self._now()),
         )
-        try:
-            revision = self._store.commit(
-                [guard, absent_under(keys.named(namespace, KIND, name)), absent(keys.vni(vni))],
-                [
-                    Put(keys.network(uuid), network),
-                    Put(keys.vni(vni), Vni(network_uuid=uuid)),
-                    Put(keys.name(namespace, KIND, name, uuid), Name(uuid=uuid, name=name)),
-                ],
-            )
-        except CompareFailed:
-            return None
+        compares = [guard, absent(keys.vni(vni)), *_once(namespace, request)]
+        operations: list[Op] = [
+            Put(keys.network(uuid), network),
+            Put(keys.vni(vni), Vni(network_uuid=uuid)),
+            Put(keys.name(namespace, KIND, request.name, uuid), Name(uuid=uuid, name=request.name)),
+        ]
+        if request.physical is not None:
+            segment = segment_of(request.physical, request.vlan)
+            operations.append(Put(keys.name(SEGMENTS_NAMESPACE, SEGMENT, segment, uuid), Name(uuid=uuid, name=segment)))
+        revision = self._store.commit(compares, operations)
         return Versioned(keys.network(uuid), network, revision, revision, 0)
+
+    def _explain(self, namespace: str, request: NetworkRequest, error: CompareFailed) -> None:
+        """Raise what is to be said of a network that was not made; return where it is to be tried again."""
+        if keys.named(namespace, KIND, DEFAULT_NAME) in error.keys:
+            raise DefaultExists(
+                f"namespace {namespace} has a default network already",
+                hint="choose another name, or see `eschedule network show default`",
+            ) from error
+        if request.physical is not None:
+            named = keys.named(SEGMENTS_NAMESPACE, SEGMENT, segment_of(request.physical, request.vlan))
+            if named in error.keys:
+                on = request.physical if request.vlan is None else f"VLAN {request.vlan} of {request.physical}"
+                found, _ = self._store.keys(named, limit=1)
+                which = f" {keys.last(found[0])}" if found else ""
+                raise Conflict(
+                    f"there is a network{which} on {on} already", hint="use that one, or another bridge or VLAN"
+                ) from error
+
+    def _see_that_it_is_empty(self, network: Network) -> None:
+        """Raise Refused, with an example, if a network is in use."""
+        count = self._store.count(keys.ports(network.uuid))
+        if count:
+            example = self._store.list(keys.ports(network.uuid), Port, limit=1).items
+            instance = f", of instance {example[0].value.instance_uuid} for one" if example else ""
+            raise Refused(
+                f"network {network.name} has {count} interface{'s' if count > 1 else ''}{instance}",
+                hint="destroy its instances first, or take the interfaces from them",
+            )
+        members = self.members(network)
+        if members:
+            raise Refused(
+                f"network {network.name} still has hosts, {members[0]} for one, though no interface is left there",
+                hint="`eschedule audit --repair` takes them out of it",
+            )
+
+    def _named(self, namespace: str, name: str) -> tuple[Versioned[Network], ...]:
+        if not references.may_be_in_a_key(name):
+            return ()
+        return self._several([keys.last(key) for key in self._store.keys(keys.named(namespace, KIND, name))[0]])
+
+    def _several(self, uuids: Sequence[str]) -> tuple[Versioned[Network], ...]:
+        return self._store.get_many([keys.network(uuid) for uuid in uuids], Network).items
+
+
+class DefaultExists(Conflict):
+    """A namespace has one default network."""
+
+    code = "network.default.exists"
+
+
+def segment_of(physical: str, vlan: int | None) -> str:
+    """Return what stands for a bridge and a VLAN in a name."""
+    return physical if vlan is None else f"{physical}.{vlan}"
+
+
+def _once(namespace: str, request: NetworkRequest) -> list[Compare]:
+    """Return what says that there is none yet of what may be there once."""
+    compares = []
+    if check_name(request.name) == DEFAULT_NAME:
+        compares.append(absent_under(keys.named(namespace, KIND, DEFAULT_NAME)))
+    if request.physical is not None:
+        segment = segment_of(request.physical, request.vlan)
+        compares.append(absent_under(keys.named(SEGMENTS_NAMESPACE, SEGMENT, segment)))
+    return compares
+
+
+def _gateway6(request: NetworkRequest) -> str | None:
+    """Return the IPv6 gateway's address; of a physical network it is the operator's to announce."""
+    if request.cidr6 is None or request.physical is not None:
+        return None
+    return gateway_address6(parse_cidr6(request.cidr6))

@@ -87,6 +87,11 @@ def beginning_with(store: Store, text: str, namespace: str, *, limit: int) -> li
     return sorted(instance.value.uuid for instance in _beginning(store, text, namespace))
 
 
+def may_be_in_a_key(text: str) -> bool:
+    """Whether ``text`` can be a name at all: it stands in a key. Pure."""
+    return _NAME.fullmatch(text) is not None
+
+
 def _named(store: Store, name: str, namespace: str) -> tuple[Versioned[Instance], ...]:
     if not _NAME.fullmatch(name):
         return ()

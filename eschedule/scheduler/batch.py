@@ -13,7 +13,7 @@ from ecompute.cluster import keys
 from ecompute.cluster.documents import Instance
 from ecompute.cluster.placement import Candidate
 from ecompute.cluster.store import Compare, Op, Put, absent, unchanged
-from eschedule.cloud.networks import PortRequest
+from eschedule.cloud.ports import PortRequest
 from eschedule.scheduler.beside import Beside, Rows
 from eschedule.scheduler.cache import Offer
 from eschedule.scheduler.facts import Target
@@ -88,11 +88,6 @@ class Batch:
     @property
     def operations(self) -> list[Op]:
         return list(self._puts.values())
-
-    def has_taken(self, ports: Iterable[PortRequest]) -> bool:
-        """Whether an address of ``ports`` is another member's of this transaction."""
-        operations = (op for port in ports for op in port.operations if isinstance(op, Put))
-        return any(op.key in self._puts and self._puts[op.key] != op for op in operations)
 
     def add(self, member: Placed, order: Order, events: Iterable[Op]) -> bool:
         """Add a member's request; return whether it still fitted, the first one always."""

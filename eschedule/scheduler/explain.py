@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from ecompute.cluster.given import physical_of
 from eschedule.scheduler.asked import Asked, Part
 from eschedule.scheduler.fit import (
     Members,
@@ -323,7 +324,8 @@ def _unit(name: str, amount: int, stock: Stock, suffix: str) -> Reason:
 
 
 def _misses_trait(trait: str, suffix: str) -> Reason:
-    text = f"lacks trait {trait}"
+    bridge = physical_of(trait)
+    text = f"lacks trait {trait}" if bridge is None else f"lacks a bridge called {bridge} (trait {trait})"
     return Reason(Kind.TRAIT, _in(suffix, text), text, text, suffix)
 
 

@@ -28,16 +28,17 @@ from ecompute.cluster.errors import (
 )
 from ecompute.cluster.expiring import moment
 from ecompute.cluster.gangs import MEMBERS_LIMIT, GangClaim, Gangs
-from ecompute.cluster.keys import NETWORKS
 from ecompute.cluster.placement import CandidatesQuery, candidates_query
 from ecompute.cluster.store import Compare
 from ecompute.cluster.upkeep.finish import Finisher
 from eschedule.cloud.connection import who
+from eschedule.cloud.interface_request import no_two_alike
+from eschedule.cloud.ports import Lost
 from eschedule.scheduler.batch import Batch, Placed, admin_unchanged
 from eschedule.scheduler.beside import Beside, BesideChanged, Rows
 from eschedule.scheduler.facts import Target
 from eschedule.scheduler.launch import OUTRUN_HOSTS, REQUEST_TRIES, Launched, Launcher, launched_of
-from eschedule.scheduler.order import claim_of, name_of
+from eschedule.scheduler.order import claim_of
 from eschedule.scheduler.pack import Packing, Way
 from eschedule.scheduler.question import for_launch
 from eschedule.scheduler.request import LaunchRequest, check
@@ -80,7 +81,7 @@ class GangLauncher(Launcher):
             Unavailable: what was written is found by the lead after its grace period: all of it goes, or,
                 if it was committed by then, all of it runs.
         """
-        checked = checked_requests(requests)
+        checked = [self._wiring.wired(request) for request in checked_requests(requests)]
         for _ in range(GANG_TRIES):
             gang = self._gang(checked)
             try:
@@ -302,17 +303,17 @@ class GangLauncher(Launcher):
     def _request_all(self, gang: Gang, claim: GangClaim, placed: Sequence[Placed]) -> dict[str, Target]:
         """Write all requests; return the hosts as they were compared."""
         hosts: dict[str, Target] = {}
-        done, collisions, failures = 0, 0, 0
+        done, failures, lost = 0, 0, Lost()
         while done < len(placed):
             self._refresh(claim)
             self._on_step(f"telling the hosts: {done} of {len(placed)}")
-            batch = self._batch(gang, claim, placed[done:], collisions)
+            batch = self._batch(gang, claim, placed[done:], lost)
             members = [one.uuid for one in batch.members]
             try:
                 claim.request(members, batch.compares, batch.operations)
             except CompareFailed as error:
                 failures += 1
-                collisions += any(key.startswith(NETWORKS) for key in error.keys)
+                lost.note(error)
                 if any(one.beside.is_reason(error) for one in batch.members):
                     raise _Closed("its quota or its group has changed") from error
                 self._again(gang, claim, placed, failures)
@@ -325,40 +326,18 @@ class GangLauncher(Launcher):
                     continue
             hosts |= {one.provider: one.target for one in batch.members}
             done += len(members)
-            collisions = 0
+            lost = Lost()
         return hosts
 
-    def _batch(self, gang: Gang, claim: GangClaim, todo: Sequence[Placed], collisions: int) -> Batch:
-        batch = Batch(claim.fits)
+    def _batch(self, gang: Gang, claim: GangClaim, todo: Sequence[Placed], lost: Lost) -> Batch:
+        batch, draft = Batch(claim.fits), self._wiring.draft(lost)
         for one in todo:
-            for _ in range(REQUEST_TRIES):
-                network = self._networks.default(
-                    gang.namespace,
-                    self._cloud.settings.default_network,
-                    one.target.node.value.underlay_mtu,
-                    guard=claim.same_incarnation(),
-                )
-                port = self._networks.port(
-                    network,
-                    instance_uuid=one.uuid,
-                    interface_uuid=str(uuid4()),
-                    name=name_of(one.request, one.uuid),
-                    node=one.target.node,
-                    epoch=1,
-                    collisions=collisions,
-                )
-                if not batch.has_taken([port]):
-                    break
-            else:
-                collisions += 1  # the rest of the range is crowded: those that are taken are read next time
-                break
-            order = one.order([port], gang=gang.uuid, now_s=self._now())
+            ports = self._wiring.ports(draft, one.request, one.uuid, one.target, guard=claim.same_incarnation())
+            order = one.order(ports, gang=gang.uuid, now_s=self._now())
             why = "; ".join(str(reason) for reason in one.reasons)
             said = f"claimed on {one.target.name} with {len(gang.members) - 1} others: {why}"
             if not batch.add(one, order, self._cloud.events.begin("instance", one.uuid, [("requested", said)])):
                 break
-        if not batch.members:
-            raise Conflict("its network has hardly an address left", hint="see `eschedule list`, and destroy something")
         return batch
 
     def _again(self, gang: Gang, claim: GangClaim, placed: Sequence[Placed], failures: int) -> None:
@@ -374,7 +353,7 @@ class GangLauncher(Launcher):
         if failures >= REQUEST_TRIES:
             raise Conflict(f"its requests lost against others {failures} times", hint="try again")
         self._pause()
-        self._networks.forget(gang.namespace)
+        self._wiring.forget(gang.namespace)
         providers = {one.provider for one in placed}
         self._facts.forget("incarnation", *providers)
         targets = self._facts.targets(providers)
@@ -446,6 +425,7 @@ def checked_requests(requests: Sequence[LaunchRequest]) -> list[LaunchRequest]:
     for name, count in names.items():
         if count > 1:
             raise InvalidInput(f"{count} members of the gang are called {name}", hint="give each a name of its own")
+    no_two_alike(interface for request in checked for interface in request.interfaces)
     if len({request.namespace for request in checked}) > 1:
         raise InvalidInput(
             "the members of a gang are of several namespaces", hint="launch them one namespace at a time"

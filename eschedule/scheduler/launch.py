@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -45,19 +46,20 @@ from ecompute.cluster.expiring import moment
 from ecompute.cluster.placement import candidates_query
 from ecompute.cluster.store import Versioned
 from eschedule.cloud.connection import Cloud
-from eschedule.cloud.networks import Networks
+from eschedule.cloud.ports import Lost
 from eschedule.scheduler.beside import Beside, BesideChanged, Rows
 from eschedule.scheduler.cache import Offer, OfferCache
 from eschedule.scheduler.candidates import ranked
 from eschedule.scheduler.facts import Facts, Target
 from eschedule.scheduler.offers import Offers
 from eschedule.scheduler.once import Found, Once
-from eschedule.scheduler.order import claim_of, name_of, order_of
+from eschedule.scheduler.order import claim_of, order_of
 from eschedule.scheduler.question import for_launch
 from eschedule.scheduler.rank import Ranked, Reason, Wishes
 from eschedule.scheduler.request import LaunchRequest, check
 from eschedule.scheduler.takeover import take_over
 from eschedule.scheduler.whynot import Stage, WhyNot, put_back, too_long
+from eschedule.scheduler.wiring import Wiring
 
 T = TypeVar("T")
 
@@ -110,6 +112,7 @@ class _Launch:
     beside: Beside
     claim: Claim | None = None
     found: Stage = Stage.NO_CANDIDATES
+    lost: Lost = field(default_factory=Lost)
     outrun: list[Outrun] = field(default_factory=list)
     """What was said of the hosts that others claimed first at every try."""
 
@@ -135,7 +138,7 @@ class Launcher:
         self._cloud = cloud
         self._store = cloud.store
         self._rng = rng or random.Random()  # noqa: S311 - spreads choices, guards nothing
-        self._networks = Networks(cloud.store, rng=self._rng, now=now)
+        self._wiring = Wiring(cloud, rng=self._rng, now=now)
         self._facts = Facts(cloud.store)
         self._offers = Offers(cloud.store, cloud.placement, self._facts, OfferCache(), rng=self._rng)
         self._why_not = WhyNot(cloud, self._facts)
@@ -164,7 +167,8 @@ class Launcher:
             if isinstance(chosen, Found):
                 return self._found_again(chosen.instance.value)
             uuid = str(uuid4()) if chosen is None else chosen.used.uuid
-            launch = _Launch(request, uuid, chosen, expires_at_s, self._beside(request, is_fresh=False))
+            wired = self._wiring.wired(request)
+            launch = _Launch(wired, uuid, chosen, expires_at_s, self._beside(wired, is_fresh=False))
             try:
                 return self._launch(launch)
             except _Begun:
@@ -195,6 +199,7 @@ class Launcher:
         request = check(request)
         if request.expires is not None:
             moment(request.expires, self._now())
+        request = self._wiring.wired(request)
         launch = _Launch(request, str(uuid4()), None, None, self._beside(request))
         for offer in self._offer(launch):
             known = self._facts.targets(set(offer.hosts.values()))
@@ -233,13 +238,15 @@ class Launcher:
         self, request: LaunchRequest, beside: Beside, offer: Offer, known: Mapping[str, Target]
     ) -> list[Ranked]:
         """Return the candidates of ``offer`` that ``request`` may have, in the order in which they should be tried."""
-        network = self._networks.find_default(request.namespace)
+        networks = self._wiring.virtual(request)
+        on_networks = Counter(host for uuid in networks for host in self._facts.on_network(uuid, known))
         group = {provider: beside.weight(provider, target.zone) for provider, target in known.items()}
         load = {provider: busy for provider in known if (busy := self._facts.load(provider)) is not None}
         wishes = Wishes(
             is_packed=request.is_packed,
             image_holders=self._facts.holders(request.image, known),
-            on_network=frozenset() if network is None else self._facts.on_network(network.value.uuid, known),
+            networks=len(networks),
+            on_networks=on_networks,
             affinities=request.affinities,
             tagged={tag: self._facts.tagged(request.namespace, tag) for tag, _ in request.affinities},
             group=group,
@@ -380,7 +387,6 @@ class Launcher:
         """Write the request; ``None`` if the host does not take it after all."""
         provider = known.provider
         target: Target | None = known
-        collisions = 0
         for attempt in range(REQUEST_TRIES):
             if attempt:
                 time.sleep(self._rng.uniform(0, min(_MAX_PAUSE_S, 0.01 * 2**attempt)))
@@ -389,13 +395,13 @@ class Launcher:
                 return None
             self._on_step(f"telling {target.name}")
             try:
-                return self._write(launch, claim, offer, choice, rows, target, collisions)
+                return self._write(launch, claim, offer, choice, rows, target)
             except CompareFailed as error:
                 self._facts.forget(provider, "incarnation")
-                self._networks.forget(launch.request.namespace)
+                self._wiring.forget(launch.request.namespace)
+                launch.lost.note(error)
                 if claim.is_void():
                     raise too_long() from None
-                collisions += any(key.startswith(keys.NETWORKS) for key in error.keys)
                 if launch.beside.is_reason(error):
                     claim.release()
                     raise BesideChanged("its quota or its group has changed meanwhile") from error
@@ -408,31 +414,17 @@ class Launcher:
         raise Conflict(f"the request to {provider} lost against others {REQUEST_TRIES} times", hint="try again")
 
     def _write(
-        self, launch: _Launch, claim: Claim, offer: Offer, choice: Ranked, rows: Rows, target: Target, collisions: int
+        self, launch: _Launch, claim: Claim, offer: Offer, choice: Ranked, rows: Rows, target: Target
     ) -> Launched:
         request, uuid = launch.request, claim.consumer
-        network = self._networks.default(
-            request.namespace,
-            self._cloud.settings.default_network,
-            target.node.value.underlay_mtu,
-            guard=claim.same_incarnation(),
-        )
-        port = self._networks.port(
-            network,
-            instance_uuid=uuid,
-            interface_uuid=str(uuid4()),
-            name=name_of(request, uuid),
-            node=target.node,
-            epoch=1,
-            collisions=collisions,
-        )
+        draft = self._wiring.draft(launch.lost)
         order = order_of(
             request,
             uuid,
             target,
             offer.answer.items[choice.index],
             rows,
-            [port],
+            self._wiring.ports(draft, request, uuid, target, guard=claim.same_incarnation()),
             now_s=self._now(),
             expires_at_s=launch.expires_at_s,
             group=launch.beside.group_uuid,

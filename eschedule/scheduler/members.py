@@ -28,6 +28,7 @@ from ecompute.cluster.config_reading import (
 from ecompute.cluster.errors import InvalidInput
 from ecompute.cluster.gangs import MEMBERS_LIMIT
 from ecompute.cluster.placement import MAX_INT
+from eschedule.cloud.interface_request import NONE, InterfaceRequest, check_all, from_parts, read_interface
 from eschedule.scheduler.request import LaunchRequest, check
 
 SIZE_LIMIT_BYTES = 8 << 20
@@ -105,6 +106,8 @@ def _request(section: Section, default: LaunchRequest) -> LaunchRequest:
         values["is_packed"] = values.pop("pack")
     if "configdrive" in values:
         values["config_drive"] = values.pop("configdrive")
+    if "networks" in values:
+        values["interfaces"] = values.pop("networks")
     return replace(default, **{"name": None, **values})
 
 
@@ -144,6 +147,28 @@ def _read_tuple(node: Node) -> tuple[str, ...]:
     return tuple(read_list_of(read_text)(node))
 
 
+def _read_networks(node: Node) -> tuple[InterfaceRequest, ...]:
+    """A list: of networks as on the command line, or of keys and values. None at all: ``none``, or an empty list."""
+    if isinstance(node, yaml.ScalarNode) and node.value == NONE:
+        return ()
+    if not isinstance(node, yaml.SequenceNode):
+        raise BadValueError("must be a list, such as [web, {network: db, address: 10.0.0.5}], or none")
+    try:
+        return check_all([_read_interface(item) for item in node.value])
+    except InvalidInput as error:
+        raise BadValueError(str(error)) from error
+
+
+def _read_interface(node: Node) -> InterfaceRequest:
+    if not isinstance(node, yaml.MappingNode):
+        return read_interface(read_text(node))
+    parts: list[tuple[str, str]] = []
+    for key, value in node.value:
+        values = value.value if isinstance(value, yaml.SequenceNode) else [value]
+        parts += [(read_text(key), read_text(one)) for one in values]
+    return from_parts(parts)
+
+
 READS: Mapping[str, Read] = {
     "name": read_text,
     "query": read_text,
@@ -160,4 +185,5 @@ READS: Mapping[str, Read] = {
     "ssh_keys": _read_tuple,
     "user_data": _read_block,
     "configdrive": read_text,
+    "networks": _read_networks,
 }

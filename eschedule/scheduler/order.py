@@ -26,7 +26,7 @@ from ecompute.cluster.events import INSTANCE
 from ecompute.cluster.expiring import expires_at, key_of
 from ecompute.cluster.placement import Candidate
 from ecompute.cluster.store import Compare, Op, Put, absent, unchanged
-from eschedule.cloud.networks import PortRequest
+from eschedule.cloud.ports import PortRequest
 from eschedule.scheduler.beside import Rows
 from eschedule.scheduler.facts import Target
 from eschedule.scheduler.request import LaunchRequest

@@ -8,11 +8,12 @@ goes to the group that serves VCPU: that group is the host.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 
 from ecompute.cluster.closing import DISABLED
 from ecompute.cluster.errors import InvalidInput
-from ecompute.cluster.placement import CandidatesQuery
+from ecompute.cluster.placement import CandidatesQuery, candidates_query
 
 LIMIT = 50
 """Candidates of one answer. They come at random, and a rank among so many loses little."""
@@ -36,6 +37,21 @@ def for_launch(query: CandidatesQuery) -> CandidatesQuery:
         return query
     kept = replace(query, parameters=tuple(p for p in query.parameters if p[0] != "root_required"))
     return with_parameter(kept, "root_required", ",".join([*own, f"!{DISABLED}"]))
+
+
+def requiring(text: str, traits: Collection[str]) -> str:
+    """Return the query ``text`` with traits that the host must have besides; as it is, where there are none."""
+    if not traits:
+        return text
+    query = candidates_query(text)
+    if "VCPU" in query.groups.get("", {}):
+        for trait in sorted(traits):
+            query = with_parameter(query, "required", trait)
+    else:
+        own = [name for key, value in query.parameters if key == "root_required" for name in value.split(",")]
+        others = replace(query, parameters=tuple(p for p in query.parameters if p[0] != "root_required"))
+        query = with_parameter(others, "root_required", ",".join(dict.fromkeys([*own, *sorted(traits)])))
+    return query.text if query.limit is None else f"{query.text}&limit={query.limit}"
 
 
 def limit_of(query: CandidatesQuery) -> int:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 TOP = 8
 TOP_SHARE = 0.05
@@ -25,7 +25,7 @@ SHARPNESS = 5.0
 IMAGE_POINTS = 0.3
 """Of a host that holds the image: it starts at once, where others fetch first."""
 NETWORK_POINTS = 0.1
-"""Of a host that is on the network: one tunnel less on every other member."""
+"""Of a host that is on all its networks: one tunnel less on every other member of each."""
 LOAD_POINTS = -0.2
 """Of a host that is wholly busy now."""
 AFFINITY_POINTS = 2.0
@@ -73,7 +73,10 @@ class Wishes:
     is_packed: bool = False
     """The fullest first, instead of the emptiest."""
     image_holders: frozenset[str] = frozenset()
-    on_network: frozenset[str] = frozenset()
+    networks: int = 0
+    """How many it is to be on, of those that are tunnels between hosts."""
+    on_networks: Mapping[str, int] = field(default_factory=dict)
+    """Of how many of them a host has a member."""
     affinities: tuple[tuple[str, int], ...] = ()
     """Tag and weight, -100 to 100."""
     tagged: Mapping[str, Mapping[str, int]] | None = None
@@ -104,8 +107,10 @@ def weigh(candidate: Ranked, wishes: Wishes) -> Ranked:
     ]
     if provider in wishes.image_holders:
         reasons.append(Reason("it holds the image", IMAGE_POINTS))
-    if provider in wishes.on_network:
-        reasons.append(Reason("it is on the network", NETWORK_POINTS))
+    there = wishes.on_networks.get(provider, 0)
+    if there:
+        text = "it is on the network" if wishes.networks == 1 else f"it is on {there} of its {wishes.networks} networks"
+        reasons.append(Reason(text, NETWORK_POINTS * there / wishes.networks))
     for tag, weight in wishes.affinities:
         there = (wishes.tagged or {}).get(tag, {}).get(provider, 0)
         if there:

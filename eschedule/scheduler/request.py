@@ -15,6 +15,7 @@ from ecompute.cluster.closing import CLASSES
 from ecompute.cluster.documents import DEFAULT_NAMESPACE, ConfigDrive
 from ecompute.cluster.errors import InvalidInput
 from ecompute.cluster.placement import PRESENCE, CandidatesQuery, candidates_query
+from eschedule.cloud.interface_request import DEFAULT, InterfaceRequest, check_all
 
 USER_DATA_LIMIT_BYTES = 64 * 1024
 SSH_KEY_LIMIT = 16 * 1024
@@ -57,6 +58,8 @@ class LaunchRequest:
     """Chosen by the client: a repeated launch with it is the same instance."""
     idempotency_key: str | None = None
     """The same, for a client that would rather not choose a uuid."""
+    interfaces: tuple[InterfaceRequest, ...] = DEFAULT
+    """In its own order; empty: it has none."""
     config_drive: str = ConfigDrive.OPENSTACK
     """What kind of drive tells it about itself, as a `ConfigDrive`."""
 
@@ -85,6 +88,7 @@ def check(request: LaunchRequest) -> LaunchRequest:
         expires=None if request.expires is None else request.expires.strip(),
         uuid=None if request.uuid is None else check_uuid(request.uuid),
         idempotency_key=None if request.idempotency_key is None else check_key(request.idempotency_key),
+        interfaces=check_all(request.interfaces),
         config_drive=check_config_drive(request.config_drive),
     )
 
@@ -96,6 +100,8 @@ def digest(request: LaunchRequest) -> str:
     """
     asked = {field.name: getattr(request, field.name) for field in fields(request)}
     del asked["uuid"], asked["idempotency_key"]
+    if request.interfaces == DEFAULT:
+        del asked["interfaces"]  # as before there was a choice
     return digest_of(asked | {"query": candidates_query(request.query).text})
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from ecompute.cluster.claims import incarnation_of
 from ecompute.cluster.closing import CLASSES
 from ecompute.cluster.errors import CloudError, Conflict, InvalidInput, NoRoom
+from ecompute.cluster.given import physical_of
 from ecompute.cluster.placement import candidates_query
 from eschedule.cloud.explain import Survey, look, survey
 from eschedule.scheduler.explain import Explanation
@@ -171,6 +172,11 @@ def explained(error: InvalidInput, placement: Placement) -> InvalidInput:
     text = str(error.args[0])
     if not re.search(r"[Nn]o such (resource class|trait)", text):
         return error
+    bridges = [bridge for trait in _NAME.findall(text) if (bridge := physical_of(trait)) is not None]
+    if bridges:
+        return InvalidInput(
+            f"no host has a bridge called {bridges[0]}", hint="name it under `bridges` in compute.yaml of those that do"
+        )
     classes, traits = placement.names()
     known = sorted((c for c in classes if not is_internal(c)) if "resource class" in text else traits)
     unknown = [name for name in _NAME.findall(text) if name not in known]

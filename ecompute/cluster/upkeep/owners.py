@@ -19,7 +19,7 @@ from ecompute.cluster.events import INSTANCE
 from ecompute.cluster.store import Store, Versioned
 from ecompute.cluster.upkeep.decide import Belonging, Owned
 
-NAMED = {"network": keys.NETWORKS, "group": keys.GROUPS, "floating": keys.FLOATING}
+NAMED = {"network": keys.NETWORKS, "segment": keys.NETWORKS, "group": keys.GROUPS, "floating": keys.FLOATING}
 """What else than instances has names: where the keys are that they go with, which end as the names do."""
 PAGE = 500
 

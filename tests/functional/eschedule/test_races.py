@@ -11,9 +11,21 @@ import pytest
 
 from ecompute.cluster import keys
 from ecompute.cluster.documents import AddressLock, Incarnation, Instance, Network, Port, Vni
-from ecompute.cluster.errors import CloudError, Conflict, NoRoom
+from ecompute.cluster.errors import (
+    AddressesExhausted,
+    AddressTaken,
+    CloudError,
+    Conflict,
+    MacTaken,
+    NoRoom,
+    NotFound,
+    Refused,
+)
 from ecompute.cluster.store import Delete, Put, Store
 from eschedule.cloud.connection import Cloud
+from eschedule.cloud.interface_request import InterfaceRequest
+from eschedule.cloud.network_request import NetworkRequest
+from eschedule.cloud.networks import Networks
 from eschedule.scheduler.launch import Launched, Launcher
 
 SCHEDULERS = 16
@@ -44,8 +56,8 @@ def test_of_sixteen_launches_for_the_last_slot_just_one_gets_it(
     host = make_host(vcpus=1)
     results = launch_at_once(make_cloud, [make_request() for _ in range(SCHEDULERS)], at_once=SCHEDULERS)
     launched = [result for result in results if isinstance(result, Launched)]
+    assert [result for result in results if not isinstance(result, Launched | NoRoom)] == []
     assert len(launched) == 1
-    assert all(isinstance(result, NoRoom) for result in results if result is not launched[0])
     assert host.claims().keys() == {launched[0].uuid}
     assert [keys.last(key) for key in store.keys(keys.INSTANCES)[0]] == [launched[0].uuid]
     assert [keys.last(key) for key in store.keys(keys.assignments(host.provider))[0]] == [launched[0].uuid]
@@ -225,3 +237,107 @@ def test_two_launches_of_one_name_are_two_instances(
     first, second = (Launcher(cloud).launch(make_request(name="web-1")) for _ in range(2))
     assert first.uuid != second.uuid
     assert len(store.list(keys.INSTANCES, Instance).items) == 2
+
+
+def test_of_sixteen_launches_for_the_last_address_just_one_gets_it(
+    store: Store,
+    make_cloud: Callable[[], Cloud],
+    make_host: Callable[..., Any],
+    make_request: Callable[..., Any],
+) -> None:
+    hosts = [make_host() for _ in range(8)]  # claims do not meet on one
+    Networks(store).create("system", NetworkRequest("small", "10.9.0.0/29"))
+    request = make_request(interfaces=(InterfaceRequest("small"),))
+    taken = [Launcher(make_cloud()).launch(request) for _ in range(4)]
+    results = launch_at_once(make_cloud, [request] * SCHEDULERS, at_once=SCHEDULERS)
+    launched = [result for result in results if isinstance(result, Launched)]
+    assert [result for result in results if not isinstance(result, Launched | AddressesExhausted)] == []
+    assert len(launched) == 1
+    assert len({one.addresses for one in (*taken, *launched)}) == 5
+    assert {uuid for host in hosts for uuid in host.claims()} == {one.uuid for one in (*taken, *launched)}
+    assert store.keys(keys.INTENTS)[0] == []
+
+
+def test_of_sixteen_launches_with_one_address_just_one_gets_it(
+    store: Store,
+    make_cloud: Callable[[], Cloud],
+    make_host: Callable[..., Any],
+    make_request: Callable[..., Any],
+) -> None:
+    for _ in range(8):
+        make_host()
+    Networks(store).create("system", NetworkRequest("web", "10.9.0.0/16"))
+    request = make_request(interfaces=(InterfaceRequest("web", "10.9.1.1", mac="52:54:00:00:00:01"),))
+    results = launch_at_once(make_cloud, [request] * SCHEDULERS, at_once=SCHEDULERS)
+    launched = [result for result in results if isinstance(result, Launched)]
+    assert [result for result in results if not isinstance(result, Launched | AddressTaken | MacTaken)] == []
+    assert [one.addresses for one in launched] == [("10.9.1.1/16",)]
+
+
+def test_what_rests_is_taken_over_once(
+    store: Store,
+    make_cloud: Callable[[], Cloud],
+    make_host: Callable[..., Any],
+    make_request: Callable[..., Any],
+) -> None:
+    make_host(vcpus=64)
+    network = Networks(store).create("system", NetworkRequest("small", "10.9.0.0/29")).value
+    lease = store.unkept_lease(300)
+    for n in range(2, 7):
+        lock = AddressLock(interface_uuid="gone", instance_uuid="gone", is_resting=True)
+        store.commit([], [Put(keys.address(network.uuid, f"10.9.0.{n}"), lock, lease=lease)])
+    request = make_request(interfaces=(InterfaceRequest("small"),))
+    results = launch_at_once(make_cloud, [request] * 8, at_once=8)
+    launched = [result for result in results if isinstance(result, Launched)]
+    assert [result for result in results if not isinstance(result, Launched | AddressesExhausted)] == []
+    assert len({one.addresses for one in launched}) == len(launched) == 5
+    locks = [item.value for item in store.list(keys.addresses(network.uuid), AddressLock).items]
+    assert sorted(lock.instance_uuid for lock in locks) == sorted(one.uuid for one in launched)
+
+
+@pytest.mark.parametrize("turn", range(3))
+def test_a_network_is_deleted_or_launched_on_and_never_both(
+    store: Store,
+    make_cloud: Callable[[], Cloud],
+    make_host: Callable[..., Any],
+    make_request: Callable[..., Any],
+    turn: int,
+) -> None:
+    host = make_host(vcpus=64)
+    network = Networks(store).create("system", NetworkRequest("web", "10.9.0.0/24")).value
+    request = make_request(interfaces=(InterfaceRequest("web"),))
+
+    def delete(cloud: Cloud) -> Network | CloudError:
+        try:
+            return Networks(cloud.store).delete(network.uuid, "system")
+        except CloudError as error:
+            return error
+
+    with ThreadPoolExecutor(4) as pool:
+        launches = [pool.submit(launch_at_once, make_cloud, [request], at_once=1) for _ in range(2)]
+        deletes = [pool.submit(delete, make_cloud()) for _ in range(2)]
+        launched = [result for one in launches for result in one.result() if isinstance(result, Launched)]
+        deleted = [one.result() for one in deletes]
+    gone = [one for one in deleted if isinstance(one, Network)]
+    assert (len(gone), len(launched)) in ((1, 0), (0, 2))
+    assert all(isinstance(one, Network | NotFound | Refused) for one in deleted)
+    left = {key for key in store.keys("/")[0] if network.uuid in key or key.startswith(keys.VNIS)}
+    assert bool(left) is not bool(gone)
+    assert host.claims().keys() == {one.uuid for one in launched}
+
+
+def test_no_two_of_many_networks_have_one_vni(
+    store: Store, make_host: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("eschedule.cloud.networks.VNI_LAST", 4096 + 31)
+    make_host()
+
+    def create(n: int) -> Network:
+        return Networks(store).create("system", NetworkRequest("web", "10.9.0.0/24")).value
+
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(create, range(24)))
+    assert len({network.vni for network in made}) == 24
+    assert {int(keys.last(item.key)): item.value.network_uuid for item in store.list(keys.VNIS, Vni).items} == {
+        network.vni: network.uuid for network in made
+    }

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import uuid
 from ipaddress import IPv4Address, IPv4Network
+from random import Random
 
 import pytest
 from hypothesis import given
@@ -164,3 +165,28 @@ def test_a_mac_that_we_make_is_one_that_may_be_asked_for(interface: uuid.UUID) -
 
 def test_a_label_is_the_name_without_capitals() -> None:
     assert label("Web-1") == "web-1"
+
+
+small_ranges = st.integers(26, 29).map(lambda length: f"10.0.0.0/{length}")
+
+
+@given(small_ranges, st.randoms(use_true_random=False), st.integers(0, 2**32))
+def test_a_range_is_given_out_whole_and_nothing_twice_whatever_the_order(cidr: str, rng: Random, seed: int) -> None:
+    network = IPv4Network(cidr)
+    hosts = {str(address) for address in network.hosts()} - {gateway_address(cidr)}
+    given_out: set[str] = set()
+    for n in range(len(hosts)):
+        chosen = choose_address(cidr, given_out, rng.getrandbits(32) if n % 2 else seed)
+        assert chosen not in given_out
+        given_out.add(chosen)
+    assert given_out == hosts
+    with pytest.raises(AddressesExhausted):
+        choose_address(cidr, given_out, seed)
+
+
+@given(small_ranges, st.randoms(use_true_random=False), st.integers(0, 2**32))
+def test_a_choice_depends_on_what_is_taken_and_not_on_who_came_first(cidr: str, rng: Random, seed: int) -> None:
+    hosts = [str(address) for address in IPv4Network(cidr).hosts()]
+    first = rng.sample(hosts, len(hosts) // 2)
+    second = rng.sample(first, len(first))
+    assert choose_address(cidr, set(first), seed) == choose_address(cidr, set(second), seed)

@@ -7,6 +7,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from eschedule.cloud.interface_request import InterfaceRequest
 from eschedule.scheduler.members import READS, InvalidMembers, read_members
 from eschedule.scheduler.request import LaunchRequest
 
@@ -67,7 +68,7 @@ def test_every_bad_member_is_named_with_its_line() -> None:
     ) == [
         "line 3: web-2: cpus: must be 1 to 2147483647, not 0",
         "line 5: web-3: colour: unknown key; known here are name, query, cpus, memory, disk, image, host, pack, group, "
-        "tags, affinities, expires, ssh_keys, user_data, configdrive",
+        "tags, affinities, expires, ssh_keys, user_data, configdrive, networks",
         "line 6: web_4!: 'web_4!' cannot be an instance's name; use letters, digits and hyphens, at most 63, as in a "
         "host name",
         "line 7: web-5: 'ftp://images.example/a' is no image URL; use http://, https:// or an absolute path",
@@ -127,3 +128,38 @@ def test_any_bytes_are_read_or_refused_in_words(data: bytes) -> None:
         read_members("gang.yaml", data, DEFAULT)
     except InvalidMembers as error:
         assert error.problems
+
+
+def test_networks_are_written_as_on_the_command_line_or_as_keys_and_values() -> None:
+    both, bare, empty, usual = read(
+        """
+- networks:
+  - web@10.0.0.5
+  - {network: db, address: [10.1.0.5, "fd00::5"], macaddress: "52:54:00:00:00:01", model: e1000}
+- networks: none
+- networks: []
+- name: usual
+"""
+    )
+    assert both.interfaces == (
+        InterfaceRequest("web", "10.0.0.5"),
+        InterfaceRequest("db", "10.1.0.5", "fd00::5", "52:54:00:00:00:01", "e1000"),
+    )
+    assert (bare.interfaces, empty.interfaces, usual.interfaces) == ((), (), DEFAULT.interfaces)
+
+
+@pytest.mark.parametrize(
+    ("networks", "what"),
+    [
+        ("web", "must be a list"),
+        ("[web@x]", "is no address"),
+        ("[{network: web, colour: red}]", "says nothing of an interface"),
+        ("[[web]]", "must be text"),
+        ("[{network: {a: b}}]", "must be text"),
+        ("[web@10.0.0.5, web@10.0.0.5]", "is asked for 2 times"),
+    ],
+)
+def test_networks_that_cannot_be_are_told_with_their_line(networks: str, what: str) -> None:
+    (problem,) = problems(f"- name: web-1\n  networks: {networks}\n")
+    assert problem.startswith("line 2: web-1: networks: ")
+    assert what in problem

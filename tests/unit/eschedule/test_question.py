@@ -6,6 +6,7 @@ import pytest
 
 from ecompute.cluster.errors import InvalidInput
 from ecompute.cluster.placement import CandidatesQuery, candidates_query
+from eschedule.scheduler import asked as conditions
 from eschedule.scheduler.question import (
     LIMIT,
     LIMIT_OF_GROUPS,
@@ -15,6 +16,7 @@ from eschedule.scheduler.question import (
     in_shard,
     limit_of,
     on_host,
+    requiring,
 )
 
 PLAIN = "resources=VCPU:1,MEMORY_MB:1,DISK_GB:1"
@@ -110,3 +112,24 @@ def test_a_host_and_a_tree_are_said_in_one_way() -> None:
 
 def test_more_is_asked_for_where_a_host_is_many_candidates() -> None:
     assert (limit_of(asked(PLAIN)), limit_of(asked(GROUPS))) == (LIMIT, LIMIT_OF_GROUPS)
+
+
+@pytest.mark.parametrize(
+    ("query", "wanted"),
+    [
+        ("resources=VCPU:1", "required=CUSTOM_A&required=CUSTOM_B&resources=VCPU:1"),
+        ("resources=VCPU:1&required=CUSTOM_A", "required=CUSTOM_A&required=CUSTOM_B&resources=VCPU:1"),
+        ("resources=VCPU:1&limit=3", "required=CUSTOM_A&required=CUSTOM_B&resources=VCPU:1&limit=3"),
+        ("resources_A=VCPU:1", "resources_A=VCPU:1&root_required=CUSTOM_A,CUSTOM_B"),
+        (
+            "resources_A=VCPU:1&root_required=!CUSTOM_X,CUSTOM_B",
+            "resources_A=VCPU:1&root_required=!CUSTOM_X,CUSTOM_B,CUSTOM_A",
+        ),
+    ],
+)
+def test_what_networks_ask_of_a_host_stands_in_the_query(query: str, wanted: str) -> None:
+    made = requiring(query, {"CUSTOM_B", "CUSTOM_A"})
+    assert made == wanted
+    assert {"CUSTOM_A", "CUSTOM_B"} <= conditions.asked(candidates_query(made)).traits
+    assert requiring(made, {"CUSTOM_B", "CUSTOM_A"}) == made
+    assert requiring(query, set()) == query

@@ -91,7 +91,8 @@ WISHES = st.builds(
     Wishes,
     is_packed=st.booleans(),
     image_holders=PROVIDERS,
-    on_network=PROVIDERS,
+    networks=st.just(9),
+    on_networks=BY_PROVIDER,
     affinities=st.dictionaries(st.sampled_from(["db", "web"]), st.integers(-100, 100)).map(lambda d: tuple(d.items())),
     tagged=st.dictionaries(st.sampled_from(["db", "web"]), BY_PROVIDER),
     group=st.dictionaries(st.sampled_from("abcdefgh"), st.floats(-1, 1)),
@@ -143,3 +144,12 @@ def test_a_host_a_whole_point_ahead_is_nearly_always_first() -> None:
     candidates = [weigh(Ranked(index=i, provider=str(i), free_share=0.5, is_alive=True), wishes) for i in range(8)]
     first = [rank(candidates, seed)[0].index for seed in range(1000)]
     assert first.count(3) > 900
+
+
+def test_who_is_on_all_networks_of_an_instance_comes_before_who_is_on_some() -> None:
+    wishes = Wishes(networks=2, on_networks={"a": 2, "b": 1})
+    here = [weigh(Ranked(n, name, 0.5, is_alive=True), wishes) for n, name in enumerate("abc")]
+    assert [round(one.points, 3) for one in here] == [0.6, 0.55, 0.5]
+    assert [one.reasons[1].text for one in here[:2]] == ["it is on 2 of its 2 networks", "it is on 1 of its 2 networks"]
+    alone = weigh(Ranked(0, "a", 0.5, is_alive=True), Wishes(networks=1, on_networks={"a": 1}))
+    assert alone.reasons[1].text == "it is on the network"
