@@ -47,6 +47,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "audit": ("eschedule.cli.audit:audit", "Compare placement, etcd and the hosts, and repair."),
     "host": ("eschedule.cli.host:host", "See and keep the hosts: drain, activate, set, enrol."),
     "hosts": ("eschedule.cli.host:hosts", "List the hosts and their room."),
+    "network": ("eschedule.cli.network:network", "Make networks, and see what is on them."),
     "interface": ("eschedule.cli.interface:interface", "See and change an instance's interfaces."),
     "floating": ("eschedule.cli.floating:floating", "Give instances addresses of the outside."),
     "group": ("eschedule.cli.group:group", "Keep instances together, or apart."),

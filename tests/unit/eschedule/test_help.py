@@ -87,7 +87,7 @@ def test_help_needs_neither_a_configuration_nor_etcd(args: list[str]) -> None:
     assert done.stdout.startswith("Usage: eschedule")
 
 
-@pytest.mark.parametrize("group", ["host", "quota", "group", "floating", "interface"])
+@pytest.mark.parametrize("group", ["host", "quota", "group", "floating", "interface", "network"])
 def test_a_group_of_commands_alone_shows_its_help(
     group: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -30,7 +30,7 @@ OURS_OF_A_COMMAND = OURS | {
     f"eschedule.cli.{name}"
     for name in (
         "audit", "capacity", "completion", "console", "doctor", "enrol", "event", "explain", "floating", "group",
-        "host", "instance", "interface", "launch", "lifecycle", "output", "parameters", "progress", "quota",
+        "host", "instance", "interface", "launch", "lifecycle", "network", "output", "parameters", "progress", "quota",
     )
 }  # fmt: skip
 """What ``eschedule COMMAND --help`` and completion may load: the command line, not the cloud."""
