@@ -13,6 +13,7 @@
      │   ├─ CompareFailed       a transaction of the store whose comparisons did not hold
      │   ├─ AddressTaken
      │   ├─ MacTaken
+     │   ├─ DefaultExists       (`eschedule.cloud.networks`)
      │   ├─ AddressesExhausted  a network has no free address left
      │   ├─ Outrun              placement wrote for others each time that it was tried
      │   ├─ FloatingAttached    (`eschedule.cloud.floating`)
