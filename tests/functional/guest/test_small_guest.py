@@ -92,12 +92,13 @@ def test_a_guest_says_what_the_drive_says_and_obeys_the_power_button(boot: Calla
     assert "guest: powering off" in guest.lines()
 
 
-def test_a_guest_without_a_drive_asks_dhcp(boot: Callable) -> None:
+def test_a_guest_without_a_drive_asks_dhcp_and_the_metadata_service(boot: Callable) -> None:
     lines = boot(None, device(1, f"{USER},net=10.77.0.0/24,dhcpstart=10.77.0.9")).wait_for("guest: booted")
     assert lines == [
         "guest: no config drive",
         "guest: interface eth0 52:54:00:12:34:01 mtu 1500",
         "guest: address 10.77.0.9/24",
+        "guest: no metadata service",
         "guest: booted",
     ]
 
