@@ -9,7 +9,8 @@ find another one under the same uuid. An idempotency key is no consumer, and sta
 launched              an instance was made of it: a repeated launch is that instance
 launched and spent    the instance was destroyed
 spent                 given up, by its launch or by the audit; there was no instance
-neither               its launch is under way, or died and waits for the audit
+neither               its launch is under way, or died and waits for the audit; one with a key also for
+                      whoever repeats it (`eschedule.scheduler.takeover`)
 ====================  ==================================================================
 
 Pure.
