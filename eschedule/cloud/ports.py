@@ -270,8 +270,8 @@ def _interface(
 ) -> Interface:
     """Return the interface as the guest will have it. Pure.
 
-    A network's gateway leads out where the network has NAT, or where it is the operators' own. It
-    answers for names where the network has DNS.
+    A network's gateway leads out where the network has NAT, or where it is the operators' own; in IPv6
+    nothing leads out of ours. It answers for names where the network has DNS.
     """
     leads_out = net.has_nat or net.physical is not None
     return Interface(
@@ -282,7 +282,6 @@ def _interface(
         addresses=addresses,
         mtu=net.mtu,
         gateway=net.gateway if leads_out else None,
-        gateway6=net.gateway6 if leads_out else None,
         nameservers=(net.gateway,) if net.has_dns and net.gateway is not None else (),
         model=asked.model,
         physical=net.physical,

@@ -225,6 +225,9 @@ def _keys(etcd: Picture, hosts: dict[str, Host]) -> Iterator[str]:
     for network in etcd.networks.values():
         wanted |= {keys.network(network.uuid), keys.vni(network.vni)}
         wanted.add(keys.name(network.namespace, "network", network.name, network.uuid))
+        if network.physical is not None:
+            segment = network.physical if network.vlan is None else f"{network.physical}.{network.vlan}"
+            wanted.add(keys.name("system", "segment", segment, network.uuid))
     for provider, host in hosts.items():
         wanted.add(keys.node(provider))
         (wanted if host.is_running else optional).add(keys.alive(provider))

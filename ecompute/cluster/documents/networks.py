@@ -29,8 +29,10 @@ class Network(Document, frozen=True, kw_only=True):
     """Numbers the network: its devices are named from it, and a virtual one's VXLAN has it."""
     mtu: int
     gateway: str | None = None
-    """The address of the gateway, which every host with a member answers for."""
+    """The address of the gateway, which every host with a member answers for; of a physical network that of
+    the operators' router, if they named one."""
     gateway6: str | None = None
+    """As ``gateway``; nothing leads out by it."""
     has_dhcp: bool = False
     has_nat: bool = False
     has_dns: bool = False

@@ -13,10 +13,13 @@ from msgspec import structs
 from ecompute.cluster import keys
 from ecompute.cluster.claims import Claims
 from ecompute.cluster.documents import (
+    AddressLock,
     Expiry,
     HostAudit,
     HostFinding,
     Instance,
+    MacLock,
+    NetworkHost,
     Node,
     Operation,
     Policy,
@@ -421,3 +424,38 @@ def test_a_full_look_pauses_before_each_of_many_requests(
     assert len(pauses) >= len(asked) >= 3
     assert len(proxy.seen) <= len(pauses) + 2
     assert min(pauses) >= 0.25, "four a second"
+
+
+def test_what_was_left_of_an_instance_on_a_network_goes_and_what_rests_or_is_used_stays(
+    audit: Audit,
+    clock: Any,
+    cloud: Cloud,
+    store: Store,
+    make_host: Callable[..., Any],
+    make_request: Callable[..., Any],
+) -> None:
+    host = make_host()
+    guest = launched(cloud, make_request)
+    found = store.get(keys.instance(guest), Instance)
+    assert found is not None
+    network = found.value.spec.interfaces[0].network_uuid
+    used = set(store.keys(keys.network_prefix(network))[0])
+    owner = {"interface_uuid": str(uuid.uuid4()), "instance_uuid": str(uuid.uuid4())}
+    other = str(uuid.uuid4())
+    resting = AddressLock(**owner, is_resting=True)
+    left = {
+        keys.address(network, "10.10.0.7"): AddressLock(**owner),
+        keys.mac(network, "52:54:00:00:00:01"): MacLock(**owner),
+        keys.network_host(network, other): NetworkHost(provider=other, underlay="192.0.2.9"),
+    }
+    rests = keys.address(network, "10.10.0.8")
+    store.commit([], [Put(key, document) for key, document in {**left, rests: resting}.items()])
+    found_twice = twice(audit, clock)
+    assert kinds(found_twice) == {
+        (What.KEY, keys.address(network, "10.10.0.7")),
+        (What.KEY, keys.mac(network, "52:54:00:00:00:01")),
+        (What.MEMBER, keys.network_host(network, other)),
+    }
+    audit.repair(found_twice)
+    assert set(store.keys(keys.network_prefix(network))[0]) == used | {rests}
+    assert keys.network_host(network, host.provider) in used
