@@ -32,6 +32,10 @@ SPARE_PORTS = 8
 """How many interfaces a guest may get while it runs: each needs a port that was there when it started.
 Measured: a dozen of them change neither the time nor the memory in which a small guest boots."""
 
+ASSET_TAG = "OpenStack Compute"
+"""Of the chassis, by which cloud-init knows, where there is no drive, that OpenStack's metadata can be asked for
+(its ``ds-identify``). The rest of the firmware's tables is QEMU's own."""
+
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 _DEVICE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,14}")
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -107,6 +111,7 @@ def render(plan: DomainPlan) -> str:
     _add(domain, "memory", str(plan.memory_mb), unit="MiB")
     _add(domain, "vcpu", str(plan.vcpus), placement="static")
     _machine(domain, plan, is_kvm)
+    _add(_add(_add(domain, "sysinfo", type="smbios"), "chassis"), "entry", ASSET_TAG, name="asset")
     devices = _add(domain, "devices")
     _disks(devices, plan)
     for tap in plan.interfaces:
@@ -184,6 +189,7 @@ def _machine(domain: ET.Element, plan: DomainPlan, is_kvm: bool) -> None:
     # Measured with a small Linux under TCG: at its first line after 3.1 s, 4.3 s with "pc".
     _add(os, "type", "hvm", arch="x86_64", machine="q35")
     _add(os, "boot", dev="hd")
+    _add(os, "smbios", mode="sysinfo")
     features = _add(domain, "features")
     _add(features, "acpi")
     _add(features, "apic")

@@ -18,23 +18,29 @@ FETCH_TIMEOUT_S = 120
 
 
 @pytest.fixture(scope="session")
-def cloud_init(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The directory of cloud-init's Python packages, to be put on the path of another process."""
-    tree = CACHE / "tree"
-    if not tree.exists():
+def cloud_init_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of what is in the package."""
+    package_tree = CACHE / "package"
+    if not package_tree.exists():
         scratch = tmp_path_factory.mktemp("cloud-init")
         run(["apt-get", "-q", "-o", "APT::Sandbox::User=root", "download", "cloud-init"], scratch)
         (package,) = scratch.glob("cloud-init_*.deb")
         run(["dpkg-deb", "-x", str(package), "unpacked"], scratch)
         CACHE.mkdir(parents=True, exist_ok=True)
         # Another run may have been faster; then its tree is as good.
-        beside = CACHE / f"tree.{os.getpid()}"
-        shutil.copytree(scratch / "unpacked" / "usr/lib/python3/dist-packages", beside)
+        beside = CACHE / f"package.{os.getpid()}"
+        shutil.copytree(scratch / "unpacked", beside, symlinks=True)
         try:
-            beside.rename(tree)
+            beside.rename(package_tree)
         except OSError:
             shutil.rmtree(beside)
-    return tree
+    return package_tree
+
+
+@pytest.fixture(scope="session")
+def cloud_init(cloud_init_package: Path) -> Path:
+    """The directory of cloud-init's Python packages, to be put on the path of another process."""
+    return cloud_init_package / "usr/lib/python3/dist-packages"
 
 
 def run(arguments: list[str], directory: Path) -> None:
