@@ -9,6 +9,7 @@ its own. What takes longest comes first, so that the workers end together.
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
 import time
@@ -46,13 +47,48 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=place)
 
 
+_STDERR = pytest.StashKey[int]()
+HEED_S = 60.0
+"""How long a test may take to end once its time is up."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[_STDERR] = os.dup(2)  # what is said of a test that hangs must not be captured with it
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """A test that does not heed its timeout, since it waits in a library, ends its process; the other workers go on."""
+    marker = item.get_closest_marker("timeout")
+    timeout_s = float(marker.args[0] if marker is not None and marker.args else item.config.getini("timeout"))
+    faulthandler.dump_traceback_later(timeout_s + HEED_S, exit=True, file=item.config.stash[_STDERR])
+    try:
+        return (yield)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Give workers a file at a time, in the order above: files share what takes long to start."""
     from xdist.scheduler import LoadFileScheduling
 
+    class Scheduling(LoadFileScheduling):
+        def remove_node(self, node: Any) -> str | None:
+            """A worker has ended: leave the rest of its files to the others, but not the test that ended it."""
+            files = self.assigned_work.pop(node)
+            left = [(tests, name) for tests in files.values() for name, is_done in tests.items() if not is_done]
+            if not left:
+                return None
+            tests, running = left[0]
+            tests[running] = True
+            self.workqueue.update({file: tests for file, tests in files.items() if not all(tests.values())})
+            for other in self.assigned_work:
+                self._reschedule(other)
+            return running
+
     config.option.loadscopereorder = False
-    return LoadFileScheduling(config, log)
+    return Scheduling(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -18,10 +18,10 @@ PROGRAM = "import sys; from run import main; sys.exit(main(sys.argv[1:], patienc
 
 
 @contextlib.contextmanager
-def started(directory: Path, body: str) -> Iterator[subprocess.Popen[str]]:
+def started(directory: Path, body: str, *options: str) -> Iterator[subprocess.Popen[str]]:
     (directory / "test_it.py").write_text(body)
     with subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, "-q", "-p", "no:cacheprovider", "-p", "no:hypothesispytest", "test_it.py"],
+        [sys.executable, "-c", PROGRAM, "-q", "-p", "no:cacheprovider", "-p", "no:hypothesispytest", *options],
         cwd=directory,
         env={**os.environ, "PYTHONPATH": str(TESTS)},
         stdout=subprocess.PIPE,
@@ -34,9 +34,9 @@ def started(directory: Path, body: str) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
-def run(directory: Path, body: str) -> tuple[int, str, str]:
+def run(directory: Path, body: str, *options: str) -> tuple[int, str, str]:
     """Return its status, and what it said and complained of."""
-    with started(directory, body) as process:
+    with started(directory, body, *options) as process:
         said, errors = process.communicate(timeout=LIMIT_S)
         return process.returncode, said, errors
 
@@ -89,3 +89,26 @@ def test_a_run_that_is_told_to_end_stops_its_tests_in_order(tmp_path: Path, even
     assert process.returncode != 0
     assert "told to end: pytest is interrupted" in errors
     assert (tmp_path / "stopped").exists()
+
+
+def test_a_test_that_hangs_takes_its_worker_with_it_once_and_the_others_are_run(tmp_path: Path) -> None:
+    conftest = (TESTS / "conftest.py").read_text()
+    (tmp_path / "conftest.py").write_text(conftest.replace("HEED_S = 60.0", "HEED_S = 1.0"))
+    (tmp_path / "pytest.ini").write_text("[pytest]\ntimeout = 600\n")
+    (tmp_path / "test_other.py").write_text("def test_other(): pass\n")
+    body = (
+        "import signal, subprocess, time, pytest\n"
+        "def test_before(): pass\n"
+        "@pytest.mark.timeout(1)\n"
+        "def test_it():\n"
+        "    subprocess.Popen(['sleep', '3600'], start_new_session=True)\n"
+        "    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())\n"
+        "    time.sleep(3600)\n"
+        "def test_after(): pass\n"
+    )
+    status, said, errors = run(tmp_path, body, "-n", "2")
+    assert status == 1
+    assert said.count("crashed while running 'test_it.py::test_it'") == 1
+    assert "1 failed, 3 passed" in said
+    assert 'test_it.py", line 7 in test_it' in errors, "where it hangs"
+    assert "left behind by pytest, and killed: " in errors
