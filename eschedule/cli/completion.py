@@ -73,6 +73,16 @@ def complete_network(context: click.Context, parameter: click.Parameter, incompl
     return _items(context, incomplete, _networks)
 
 
+def complete_interface(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Return the uuids of the interfaces of the instance that stands before it."""
+    instance = context.params.get("instance")
+
+    def known(settings: Settings, beginning: str) -> list[str]:
+        return [] if instance is None else _interfaces(settings, instance, beginning)
+
+    return _items(context, incomplete, known)
+
+
 def _items(
     context: click.Context, incomplete: str, known: Callable[[Settings, str], list[str]]
 ) -> list[CompletionItem]:
@@ -159,3 +169,11 @@ def _limited(settings: Settings, incomplete: str) -> list[str]:
 
 def _beginning(names: Iterable[str], incomplete: str) -> list[str]:
     return sorted({name for name in names if name.startswith(incomplete)})[:LIMIT]
+
+
+def _interfaces(settings: Settings, instance: str, incomplete: str) -> list[str]:
+    with settings.cloud(store_timeout_s=TIMEOUT_S) as cloud:
+        from eschedule.cloud.references import find_within
+
+        found = find_within(cloud.store, instance, settings.namespace).value
+        return [interface.uuid for interface in found.with_ports if interface.uuid.startswith(incomplete.lower())]

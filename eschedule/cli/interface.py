@@ -1,4 +1,4 @@
-"""``eschedule interface list | show | remove``: the network interfaces of an instance that is there."""
+"""``eschedule interface add | list | show | remove``: the network interfaces of an instance that is there."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ecompute.cluster.terminal import INTERRUPTED, say
+from eschedule.cli.completion import complete_interface, complete_network
 from eschedule.cli.output import format_option, show_one, show_rows
 from eschedule.cli.parameters import instance_argument, timeout_option
 from eschedule.cli.progress import Progress
@@ -14,7 +15,9 @@ from eschedule.cli.settings import Settings
 
 if TYPE_CHECKING:
     from ecompute.cluster.documents import Instance
-    from eschedule.cloud.interfaces import Interfaces, InterfaceView
+    from eschedule.cloud.connection import Cloud
+    from eschedule.cloud.interface_views import InterfaceView
+    from eschedule.cloud.interfaces import Interfaces
 
 WAIT_TIMEOUT_S = 120.0
 FIELDS = (
@@ -42,8 +45,55 @@ def interface() -> None:
 
     \b
     Example:  eschedule interface list web-1
+              eschedule interface add web-1 -n back --wait
               eschedule interface remove web-1 5b7d1c38 --wait
     """
+
+
+@interface.command()
+@instance_argument
+@click.option(
+    "-n",
+    "--network",
+    "-N",
+    "--networkspec",
+    "network",
+    required=True,
+    metavar="NET[@ADDRESS]",
+    shell_complete=complete_network,
+    help="On that network. Or network_uuid=NET,address=…,macaddress=…,model=….",
+)
+@click.option("--wait", "is_waiting", is_flag=True, help="Wait until the guest has it; exit 1 if it cannot.")
+@timeout_option(WAIT_TIMEOUT_S)
+@format_option
+@click.pass_obj
+def add(settings: Settings, instance: str, network: str, is_waiting: bool, timeout_s: float, output: str) -> int:
+    """Give an instance one more interface, and show it.
+
+    Its host plugs it in while the guest runs. An instance has at most eight.
+
+    \b
+    Example:  eschedule interface add web-1 -n back --wait
+              eschedule interface add web-1 -n back@10.1.0.5
+              eschedule interface add web-1 -N network_uuid=back,address=10.1.0.5,model=e1000
+    """
+    with settings.cloud() as cloud, Progress() as progress:
+        from eschedule.cloud.interface_request import read_interface
+        from eschedule.cloud.interfaces import Interfaces
+
+        request = read_interface(network)
+        interfaces = Interfaces(cloud)
+        asked = interfaces.add(instance, settings.namespace, request)
+        uuid = asked.spec.interfaces[-1].uuid
+        status = wait(interfaces, asked, timeout_s, progress) if is_waiting else 0
+        row = next((row for row in _rows(cloud, asked) if row["uuid"] == uuid), None)
+    if row is None:
+        say(f"error: interface {uuid} was taken away meanwhile")
+        return 1
+    show_one(row, output, name="uuid")
+    if output == "table" and not is_waiting:
+        say(f"next: eschedule interface list {asked.name}")
+    return status
 
 
 @interface.command("list")
@@ -61,11 +111,11 @@ def list_(settings: Settings, instance: str, output: str) -> int:
               eschedule interface list web-1 -o json
     """
     with settings.cloud() as cloud:
-        from eschedule.cloud.interfaces import Interfaces
+        from eschedule.cloud.interface_views import views
         from eschedule.cloud.references import find_within
 
         found = find_within(cloud.store, instance, settings.namespace)
-        rows = [describe(view) for view in Interfaces(cloud).all(found)]
+        rows = [describe(view) for view in views(cloud.store, found)]
     if not rows and output == "table":
         say(f"{found.value.name} has no interface")
         return 0
@@ -75,7 +125,7 @@ def list_(settings: Settings, instance: str, output: str) -> int:
 
 @interface.command()
 @instance_argument
-@click.argument("interface")
+@click.argument("interface", shell_complete=complete_interface)
 @format_option
 @click.pass_obj
 def show(settings: Settings, instance: str, interface: str, output: str) -> int:
@@ -85,17 +135,17 @@ def show(settings: Settings, instance: str, interface: str, output: str) -> int:
     Example:  eschedule interface show web-1 5b7d1c38
     """
     with settings.cloud() as cloud:
-        from eschedule.cloud.interfaces import Interfaces
+        from eschedule.cloud.interface_views import view
         from eschedule.cloud.references import find_within
 
-        row = describe(Interfaces(cloud).view(find_within(cloud.store, instance, settings.namespace), interface))
+        row = describe(view(cloud.store, find_within(cloud.store, instance, settings.namespace), interface))
     show_one(row, output, name="uuid")
     return 0
 
 
 @interface.command()
 @instance_argument
-@click.argument("interface")
+@click.argument("interface", shell_complete=complete_interface)
 @click.option("--wait", "is_waiting", is_flag=True, help="Wait until the guest is without it.")
 @timeout_option(WAIT_TIMEOUT_S)
 @format_option
@@ -114,7 +164,7 @@ def remove(settings: Settings, instance: str, interface: str, is_waiting: bool, 
         interfaces = Interfaces(cloud)
         asked = interfaces.remove(instance, settings.namespace, interface)
         status = wait(interfaces, asked, timeout_s, progress) if is_waiting else 0
-        rows = _rows(interfaces, asked)
+        rows = _rows(cloud, asked)
     show_rows(rows, output, fields=FIELDS, columns=COLUMNS, name="uuid")
     return status
 
@@ -141,10 +191,12 @@ def wait(interfaces: Interfaces, asked: Instance, timeout_s: float, progress: Pr
     return 0
 
 
-def _rows(interfaces: Interfaces, asked: Instance) -> list[dict[str, Any]]:
+def _rows(cloud: Cloud, asked: Instance) -> list[dict[str, Any]]:
     """Return the interfaces of an instance as they are now; none, if it is gone."""
-    found = interfaces.now(asked)
-    return [] if found is None else [describe(view) for view in interfaces.all(found)]
+    from eschedule.cloud.instances import Instances
+    from eschedule.cloud.interface_views import views
+
+    return [describe(view) for found in Instances(cloud).several([asked.uuid]) for view in views(cloud.store, found)]
 
 
 def describe(view: InterfaceView) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import click
 from ecompute.cluster.terminal import put, say
 from eschedule.cli.completion import complete_network
 from eschedule.cli.output import format_option, show_one, show_rows
+from eschedule.cli.route import route, unroute
 from eschedule.cli.settings import Settings
 
 if TYPE_CHECKING:
@@ -49,6 +50,10 @@ def network() -> None:
               eschedule launch --name web-1 -n web@10.1.0.5
               eschedule network show web
     """
+
+
+network.add_command(route)
+network.add_command(unroute)
 
 
 @network.command()

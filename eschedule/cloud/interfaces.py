@@ -1,7 +1,8 @@
-"""The interfaces of an instance that is there: seen, and taken away.
+"""The interfaces of an instance that is there: added, taken away, and waited for.
 
 What is asked of the host is its assignment, at the next generation; it makes the guest so, and reports
-that generation. To take an interface away is two transactions:
+that generation. To add an interface is one transaction: instance and assignment with it, its port with all
+locks, the host's membership and the event. To take one away is two:
 
 1. the instance and the assignment are without it, and the instance says that it is *leaving*, as of that
    generation. Its port and its locks stay: the guest may still be sending from it.
@@ -16,10 +17,10 @@ Safe from several threads.
 
 from __future__ import annotations
 
+import random
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from enum import StrEnum
+from collections.abc import Callable, Sequence
+from uuid import uuid4
 
 from msgspec import structs
 
@@ -31,20 +32,17 @@ from ecompute.cluster.documents import (
     AdminState,
     Assignment,
     Instance,
-    Interface,
     Leaving,
     Network,
     Node,
-    Port,
     Role,
-    Seen,
     State,
 )
 from ecompute.cluster.errors import (
-    Ambiguous,
     CompareFailed,
     Conflict,
     DeadlineExceeded,
+    MacTaken,
     NotFound,
     Refused,
     StepFailed,
@@ -52,87 +50,93 @@ from ecompute.cluster.errors import (
 )
 from ecompute.cluster.events import INSTANCE
 from ecompute.cluster.failpoint import reach
+from ecompute.cluster.given import physnet_trait
 from ecompute.cluster.store import Compare, Op, Put, Store, Versioned, absent, unchanged
 from eschedule.cloud import references
 from eschedule.cloud.connection import Cloud
 from eschedule.cloud.instances import SILENCE_S, TICK_S, HostSilent, Instances, drain
+from eschedule.cloud.interface_request import LIMIT, InterfaceRequest, check_all
+from eschedule.cloud.interface_views import describe, find, has_reached
+from eschedule.cloud.networks import Networks
+from eschedule.cloud.ports import Lost, Ports
 
 TRIES = 20
 
-FAILPOINTS = ("interface.before", "interface.leaving")
-
-
-class Standing(StrEnum):
-    """How an interface stands."""
-
-    ASKED = "asked"
-    """Its host has not reported yet that the guest has it."""
-    PRESENT = "present"
-    LEAVING = "leaving"
-    """Its host has not reported yet that the guest is without it."""
-
-
-@dataclass(frozen=True)
-class InterfaceView:
-    """One interface of an instance.
-
-    Args:
-        network: its name; None: it is not there.
-        port: None: it is not there.
-    """
-
-    interface: Interface
-    network: str | None
-    port: Port | None
-    standing: Standing
+FAILPOINTS = ("interface.before", "interface.added", "interface.leaving")
 
 
 class Interfaces:
     """The interfaces of all instances."""
 
-    def __init__(self, cloud: Cloud) -> None:
+    def __init__(self, cloud: Cloud, *, rng: random.Random | None = None) -> None:
         self._cloud = cloud
         self._store: Store = cloud.store
         self._instances = Instances(cloud)
+        self._networks = Networks(cloud.store)
+        self._ports = Ports(cloud.store, rng or random.Random())  # noqa: S311 - spreads choices, guards nothing
 
-    def all(self, found: Versioned[Instance]) -> list[InterfaceView]:
-        """Return the interfaces of an instance in their order, those that are leaving last."""
-        instance = found.value
-        interfaces = instance.with_ports
-        uuids = list(dict.fromkeys(interface.network_uuid for interface in interfaces))
-        networks = {
-            item.value.uuid: item.value.name
-            for item in self._store.get_many([keys.network(uuid) for uuid in uuids], Network).items
-        }
-        listing = self._store.get_many([keys.port(i.network_uuid, i.uuid) for i in interfaces], Port)
-        ports = {item.value.interface_uuid: item.value for item in listing.items}
-        leaving = {item.interface.uuid for item in instance.leaving}
-        seen = self._instances.view(found).seen
-        is_so = seen is not None and seen.error is None and has_reached(seen, instance)
-        here = Standing.PRESENT if is_so else Standing.ASKED
-        return [
-            InterfaceView(
-                interface,
-                networks.get(interface.network_uuid),
-                ports.get(interface.uuid),
-                Standing.LEAVING if interface.uuid in leaving else here,
-            )
-            for interface in interfaces
-        ]
+    # --- added ---------------------------------------------------------------------------------
 
-    def view(self, found: Versioned[Instance], ref: str) -> InterfaceView:
-        """Return the interface of an instance that ``ref`` names, by its uuid or the beginning of it.
+    def add(self, ref: str, namespace: str, request: InterfaceRequest) -> Instance:
+        """Ask the host of an instance to give it one more interface, its last; return the instance as it is then.
+
+        Args:
+            ref: what people call the instance.
 
         Raises:
-            NotFound: it has no such interface.
-            Ambiguous: it has several.
+            NotFound, Ambiguous: there is no such instance or network, or several.
+            InvalidInput: the network has no such address, or no guest can have such an interface.
+            AddressTaken, MacTaken, AddressesExhausted: what is asked for is another's, or nothing is free.
+            Conflict: the instance is not one that runs, or it keeps changing.
+            Refused: its host is lost or does not have the network, or it has as many as it may.
         """
-        uuid = find(found.value, ref).uuid
-        return next(view for view in self.all(found) if view.interface.uuid == uuid)
-
-    def now(self, instance: Instance) -> Versioned[Instance] | None:
-        """Return the instance as it is now, if it is there."""
-        return self._store.get(keys.instance(instance.uuid), Instance)
+        request = check_all([request])[0]
+        lost = Lost()
+        reach("interface.before")
+        for _ in range(TRIES):
+            found = references.find_within(self._store, ref, namespace)
+            value = found.value
+            assignment, compares = self._ready(found)
+            if len(value.with_ports) >= LIMIT:
+                raise Refused(
+                    f"{value.name} has {len(value.with_ports)} interfaces, which is all that one may have",
+                    hint=f"take one away: eschedule interface remove {value.name} …",
+                )
+            if request.mac is not None and request.mac in {interface.mac for interface in value.with_ports}:
+                raise MacTaken(
+                    f"{request.mac} is the MAC of another of its interfaces", hint="choose another MAC, or none"
+                )
+            network = self._network(request.network, namespace)
+            node = self._store.get(keys.node(value.provider), Node)
+            if node is None:
+                raise Conflict(f"the host of {value.name} is not registered", hint="try again when it is back")
+            self._check_bridge(network.value, node.value)
+            port = self._ports.draft(lost).port(
+                network,
+                request,
+                instance_uuid=value.uuid,
+                interface_uuid=str(uuid4()),
+                name=value.name,
+                node=node,
+                epoch=value.epoch,
+            )
+            after = structs.replace(
+                value,
+                generation=value.generation + 1,
+                spec=structs.replace(value.spec, interfaces=(*value.spec.interfaces, port.interface)),
+            )
+            says = f"its host is asked for {describe(port.interface)} on {network.value.name}"
+            event = self._cloud.events.record(INSTANCE, value.uuid, "interface.asked", says)
+            try:
+                self._tell(
+                    found, after, assignment, [*compares, unchanged(node), *port.compares], [*port.operations, event]
+                )
+            except CompareFailed as error:
+                lost.note(error)
+                continue
+            reach("interface.added")
+            return after
+        raise _keeps_changing(ref)
 
     # --- taken away ----------------------------------------------------------------------------
 
@@ -167,9 +171,13 @@ class Interfaces:
                 leaving=(*value.leaving, Leaving(interface=meant, generation=generation)),
             )
             says = f"its host is asked to take away {describe(meant)}"
-            if self._told(found, after, assignment, compares, [], "interface.leaving", says):
-                reach("interface.leaving")
-                return after
+            event = self._cloud.events.record(INSTANCE, value.uuid, "interface.leaving", says)
+            try:
+                self._tell(found, after, assignment, compares, [event])
+            except CompareFailed:
+                continue
+            reach("interface.leaving")
+            return after
         raise _keeps_changing(ref)
 
     # --- waited for ----------------------------------------------------------------------------
@@ -250,24 +258,35 @@ class Interfaces:
         ]
         return assignment, compares
 
-    def _told(
+    def _tell(
         self,
         found: Versioned[Instance],
         after: Instance,
         assignment: Versioned[Assignment],
-        compares: list[Compare],
-        operations: list[Op],
-        type_: str,
-        says: str,
-    ) -> bool:
-        """Write ``after`` and tell its host; return whether it was as read until then."""
-        event = self._cloud.events.record(INSTANCE, after.uuid, type_, says)
-        order = Put(assignment.key, assignment_of(after))
-        try:
-            self._store.commit(compares, [Put(found.key, after), order, event, *operations])
-        except CompareFailed:
-            return False
-        return True
+        compares: Sequence[Compare],
+        operations: Sequence[Op],
+    ) -> None:
+        """Write ``after``, and what its host is told of it."""
+        told = [Put(found.key, after), Put(assignment.key, assignment_of(after))]
+        self._store.commit(compares, [*told, *operations])
+
+    def _network(self, ref: str | None, namespace: str) -> Versioned[Network]:
+        if ref is not None:
+            return self._networks.find(ref, namespace)
+        found = self._networks.find_default(namespace)
+        if found is None:
+            raise NotFound(f"namespace {namespace} has no default network", hint="name one of `eschedule network list`")
+        return found
+
+    def _check_bridge(self, network: Network, node: Node) -> None:
+        """See that the host has the bridge of a physical network: its traits say so."""
+        if network.physical is None:
+            return
+        if physnet_trait(network.physical) not in self._cloud.placement.traits(node.provider):
+            raise Refused(
+                f"host {node.name} has no bridge for network {network.name} ({network.physical})",
+                hint="`bridges` in its compute.yaml names them",
+            )
 
 
 _NOT_THERE = {
@@ -277,36 +296,6 @@ _NOT_THERE = {
     State.DELETING: "is being destroyed",
     State.DELETED: "is being destroyed",
 }
-
-
-def has_reached(seen: Seen, asked: Instance) -> bool:
-    """Whether its host speaks of what was ``asked``, or of more: with an error, it has only tried. Pure."""
-    return (seen.epoch, seen.generation) >= (asked.epoch, asked.generation)
-
-
-def find(instance: Instance, ref: str) -> Interface:
-    """Return the interface that ``ref`` names, by its uuid or the beginning of it. Pure.
-
-    Raises:
-        NotFound: there is none.
-        Ambiguous: there are several.
-    """
-    found = [interface for interface in instance.with_ports if ref and interface.uuid.startswith(ref.lower())]
-    if not found:
-        raise NotFound(
-            f"{instance.name} has no interface {one_line(ref, 80)!r}",
-            hint=f"see `eschedule interface list {instance.name}`",
-        )
-    if len(found) > 1:
-        some = ", ".join(interface.uuid for interface in found)
-        raise Ambiguous(f"{one_line(ref, 80)!r} may be any of {some}", hint="give more of it")
-    return found[0]
-
-
-def describe(interface: Interface) -> str:
-    """Return what is said of an interface in a line. Pure."""
-    addresses = ", ".join(address.split("/")[0] for address in interface.addresses)
-    return f"interface {interface.uuid} ({addresses or interface.mac})"
 
 
 def _keeps_changing(ref: str) -> Conflict:

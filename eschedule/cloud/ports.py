@@ -181,6 +181,23 @@ class Draft:
             found.append(check_address6(cidr6, asked.address6, gateway=net.gateway6))
         return [keys.address(net.uuid, address) for address in found]
 
+    def address(self, net: Network, ip: str | None) -> tuple[str, Compare]:
+        """Return an IPv4 address of a network beside those of ports, and what says that it is free.
+
+        Args:
+            ip: that one; None: any.
+
+        Raises:
+            InvalidInput: the network has no such address.
+            AddressTaken: it is another's.
+            AddressesExhausted: the network has no free address.
+        """
+        cidr = _range(net.cidr, net, "IPv4")
+        if ip is None:
+            return self._any(net, IPv4Network(cidr))
+        wanted = check_address(cidr, ip, gateway=net.gateway)
+        return wanted, self.free(keys.address(net.uuid, wanted), net, AddressLock)
+
     def free(self, key: str, net: Network, kind: type[AddressLock] | type[MacLock]) -> Compare:
         """Return what says that a lock is free, or still rests as it was read.
 

@@ -79,14 +79,15 @@ class Locks:
         for lock in self._store.get_many(addresses, AddressLock).items:
             if lock.value.instance_uuid == instance_uuid and lock.value.interface_uuid in ours:
                 compares.append(unchanged(lock))
-                operations.append(self._rested(lock))
+                operations.append(self.rest(lock))
 
     def lease_has_ended(self) -> None:
         """Take another lease from now on: a transaction failed for want of the one that it named."""
         with self._lock:
             self._lease, self._until_s = 0, 0.0
 
-    def _rested(self, lock: Versioned[AddressLock]) -> Op:
+    def rest(self, lock: Versioned[AddressLock]) -> Op:
+        """Return what gives up one address; the caller compares its lock."""
         lease = self._shared_lease()
         if not lease:
             return Delete(lock.key)

@@ -23,7 +23,8 @@ from ecompute.cluster.upkeep.leader import Leader
 from eschedule.cloud.connection import Cloud
 from eschedule.cloud.floating import FloatingAddresses, Target
 from eschedule.cloud.instances import HostSilent, Instances
-from eschedule.cloud.interfaces import Interfaces, Standing
+from eschedule.cloud.interface_views import Standing, views
+from eschedule.cloud.interfaces import Interfaces
 from eschedule.cloud.pools import Pools
 from eschedule.scheduler.launch import Launcher
 
@@ -75,7 +76,7 @@ def test_its_host_is_told_and_until_it_has_done_it_port_and_locks_stay(
     assert (assigned.role, assigned.generation, assigned.spec) == (Role.RUN, 2, asked.spec)
     assert lead(store, cloud, guest) is Act.NOTHING
     assert of_networks(store) == before
-    assert [view.standing for view in interfaces.all(instance_of(store, guest))] == [Standing.LEAVING]
+    assert [view.standing for view in views(store, instance_of(store, guest))] == [Standing.LEAVING]
     assert interfaces.remove("web-1", "system", first(store, guest)) == asked, "once more asks nothing"
     host.report(guest, State.CREATED, error="the guest does not let go")
     assert lead(store, cloud, guest) is Act.NOTHING, "tried, not done"

@@ -62,7 +62,7 @@ def test_the_examples_are_the_commands_own(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in WALKED if not name.startswith("classic")])
 def test_results_have_a_format(name: str) -> None:
     options = {option for parameter in WALKED[name].params for option in parameter.opts}
-    is_silent = name in ("wait", "destroy", "console", "completion") or name.endswith(" delete")
+    is_silent = name in ("wait", "destroy", "console", "completion", "network unroute") or name.endswith(" delete")
     assert ("-o" in options) == (not is_silent and not isinstance(WALKED[name], click.Group))
 
 

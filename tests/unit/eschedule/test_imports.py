@@ -31,6 +31,7 @@ OURS_OF_A_COMMAND = OURS | {
     for name in (
         "audit", "capacity", "completion", "console", "doctor", "enrol", "event", "explain", "floating", "group",
         "host", "instance", "interface", "launch", "lifecycle", "network", "output", "parameters", "progress", "quota",
+        "route",
     )
 }  # fmt: skip
 """What ``eschedule COMMAND --help`` and completion may load: the command line, not the cloud."""
