@@ -13,7 +13,9 @@ from collections.abc import Callable
 from typing import Any
 
 import falcon
+from msgspec import structs
 
+from ecompute.cluster.documents import Assignment
 from ecompute.cluster.errors import CloudError
 from ecompute.guest import ec2, metadata, told
 from ecompute.guest.told import Guest
@@ -84,7 +86,8 @@ class Token:
         if req.get_header("X-Forwarded-For") is not None:
             raise falcon.HTTPForbidden  # an open proxy in the guest is not to get one for somebody else
         text = req.get_header(TTL) or ""
-        if not text.isascii() or not text.isdigit() or not 1 <= int(text[:10]) <= tokens.LONGEST_S:
+        is_number = text.isascii() and text.isdigit() and len(text) <= len(str(tokens.LONGEST_S))
+        if not is_number or not 1 <= int(text) <= tokens.LONGEST_S:
             raise falcon.HTTPBadRequest
         resp.content_type = PLAIN
         resp.set_header(TTL, text)
@@ -110,9 +113,9 @@ class Ec2:
             return
         if version not in ec2.VERSIONS:
             raise falcon.HTTPNotFound
-        tree = _made(lambda: ec2.documents(guest.assignment, guest.secrets, floating=floating))
+        tree = _made(lambda: ec2.documents(_tellable(guest), guest.secrets, floating=floating))
         asked = _of_key(below)
-        _answer(resp, tree.get(asked) or ec2.listing(tree, asked))
+        _answer(resp, tree[asked] if asked in tree else ec2.listing(tree, asked))
 
 
 class OpenStack:
@@ -128,7 +131,7 @@ class OpenStack:
         if not below:
             _answer(resp, "\n".join(metadata.VERSIONS).encode())
             return
-        tree = _made(lambda: metadata.documents(guest.assignment, guest.secrets))
+        tree = _made(lambda: metadata.documents(_tellable(guest), guest.secrets))
         found = tree.get(f"openstack/{below}")
         if found is not None:
             _answer(resp, found, "application/json" if below.endswith(".json") else PLAIN)
@@ -157,6 +160,13 @@ def _of_key(path: str) -> str:
     if parts[:2] == ["meta-data", "public-keys"] and len(parts) > 2:
         parts[2] = parts[2].partition("=")[0]
     return "/".join(parts)
+
+
+def _tellable(guest: Guest) -> Assignment:
+    """Return the assignment of a guest; without its user data, if that is lost: all else is told."""
+    if guest.secrets is not None and guest.secrets.user_data is not None:
+        return guest.assignment
+    return structs.replace(guest.assignment, spec=structs.replace(guest.assignment.spec, has_user_data=False))
 
 
 def _made(make_tree: Callable[[], dict[str, bytes]]) -> dict[str, bytes]:

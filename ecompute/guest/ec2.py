@@ -13,6 +13,7 @@ import ipaddress
 import json
 
 from ecompute.cluster.documents import Assignment, Interface, Secrets
+from ecompute.cluster.errors import InvalidInput
 from ecompute.guest import metadata
 
 VERSIONS = ("2009-04-04", "latest")
@@ -91,8 +92,8 @@ def instance_type(assignment: Assignment) -> str:
 
 
 def _interface(number: int, interface: Interface) -> dict[str, str]:
-    v4 = [ipaddress.ip_interface(address) for address in interface.addresses if ":" not in address]
-    v6 = [ipaddress.ip_interface(address) for address in interface.addresses if ":" in address]
+    addresses = _addresses(interface)
+    v4, v6 = ([one for one in addresses if one.version == version] for version in (4, 6))
     texts = {"device-number": str(number), "interface-id": f"eni-{interface.uuid.replace('-', '')[:17]}"}
     texts["mac"] = interface.mac
     if v4:
@@ -105,8 +106,14 @@ def _interface(number: int, interface: Interface) -> dict[str, str]:
 
 
 def _first(interface: Interface, version: int) -> str | None:
-    addresses = (ipaddress.ip_interface(address) for address in interface.addresses)
-    return next((str(one.ip) for one in addresses if one.version == version), None)
+    return next((str(one.ip) for one in _addresses(interface) if one.version == version), None)
+
+
+def _addresses(interface: Interface) -> list[ipaddress.IPv4Interface | ipaddress.IPv6Interface]:
+    try:
+        return [ipaddress.ip_interface(address) for address in interface.addresses]
+    except ValueError as error:
+        raise InvalidInput(f"interface {interface.uuid}: {error}") from error
 
 
 def _identity(assignment: Assignment, address: str | None) -> bytes:
