@@ -31,12 +31,14 @@ def main(state_dir: Path, *, background: bool) -> None:
     last such network. It goes on while ecompute is down.
     """
     ready = _in_background() if background else lambda: None
+    from md_server.confine import confine
     from md_server.server import AlreadyRuns, Server
 
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
     signal.signal(signal.SIGINT, lambda number, frame: sys.exit(0))
     try:
+        confine()
         Server(state_dir).run(ready)
     except AlreadyRuns as error:
         click.echo(f"{error}; there is nothing to do", err=True)

@@ -5,7 +5,8 @@ It opens no network socket itself and enters no namespace: `ecompute` opens them
 waits for all connections (waitress's loop); a few answer, once a request has come in as a whole. A guest has a few
 connections and no more, so that no guest keeps another from being answered.
 
-Whoever hands sockets over must be of the user that this runs as. What is asked and answered is not logged.
+Whoever hands sockets over must be of the user that this runs as. It has no capabilities (`confine`). What is asked
+and answered is not logged.
 """
 
 from __future__ import annotations

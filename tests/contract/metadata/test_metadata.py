@@ -212,3 +212,16 @@ def test_nonsense_at_the_desk_ends_that_talk_and_nothing_else(net: Net, make_met
         way.send(b'{"type": "serve"}')
         assert way.recv(100) == b""
     assert is_answered(net.a)
+
+
+def test_it_can_do_nothing_but_read_and_answer(net: Net, make_metadata: Make) -> None:
+    serve(make_metadata(), net)
+    pid = pid_of(net)
+    status = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    assert {name: int(status[name], 16) for name in ("CapEff", "CapPrm", "CapInh", "CapBnd")} == dict.fromkeys(
+        ("CapEff", "CapPrm", "CapInh", "CapBnd"), 0
+    )
+    assert status["NoNewPrivs"] == "1"
+    assert not Path(f"/proc/{pid}/task/{pid}/children").read_text().split(), "it forks nothing"
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        assert "CapEff:\t0000000000000000\n" in (task / "status").read_text()
