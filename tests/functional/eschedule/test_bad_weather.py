@@ -5,14 +5,17 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import random
+import signal
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+import yaml
 
 from ecompute.cluster import keys
+from ecompute.cluster.claims import FAILPOINTS
 from ecompute.cluster.config import Config, PlacementSettings
 from ecompute.cluster.documents import Instance
 from ecompute.cluster.errors import Unavailable
@@ -97,6 +100,29 @@ def test_launches_in_bad_weather_claim_nothing_twice_and_leak_nothing(
     assert len(said) > LAUNCHES // 2
     assert weather.keys() == set(FAULTS)
     see_that_it_clears_up(cloud, clock, hosts, set(said))
+
+
+@pytest.mark.parametrize("failpoint", FAILPOINTS)
+def test_a_scheduler_killed_in_bad_weather_claims_nothing_twice_and_leaks_nothing(
+    failpoint: str,
+    tool: Any,
+    query: str,
+    proxy: Any,
+    weather: Counter[str],
+    cloud: Cloud,
+    clock: Any,
+    make_host: Callable[..., Any],
+) -> None:
+    hosts = [make_host(), make_host()]
+    document = yaml.safe_load(tool.config.read_text())
+    tool.config.write_text(yaml.safe_dump(document | {"placement": {"endpoint": proxy.endpoint}}))
+    ends = [tool("launch", query, ECOMPUTE_FAILPOINT=failpoint).returncode for _ in range(4)]
+    assert set(ends) <= {-signal.SIGKILL, 1}
+    assert -signal.SIGKILL in ends
+    proxy.fault = lambda method, path: None
+    see_that_it_clears_up(cloud, clock, hosts, set())
+    launched = len(cloud.store.keys(keys.INSTANCES)[0])
+    assert launched <= (ends.count(-signal.SIGKILL) if failpoint == "claim.requested" else 0)
 
 
 def test_gangs_in_bad_weather_are_there_whole_or_not_at_all(

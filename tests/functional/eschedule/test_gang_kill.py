@@ -6,12 +6,15 @@ product's own plan.
 
 from __future__ import annotations
 
+import random
 import signal
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from ecompute.cluster import keys
 from ecompute.cluster.documents import Assignment, Gang, GangState, Instance, Role, State
@@ -120,6 +123,35 @@ def test_a_gang_whose_scheduler_was_killed_after_the_commit_runs_whole(
     assert sum(len(host.claims()) for host in hosts) == COUNT
     (gang,) = store.list(keys.GANGS, Gang).items
     assert gang.value.state is GangState.COMMITTED
+
+
+@pytest.mark.parametrize("failpoint", FAILPOINTS)
+def test_a_gang_whose_scheduler_was_killed_in_bad_weather_is_there_whole_or_not_at_all(
+    failpoint: str,
+    tool: Any,
+    launch: Callable[..., Any],
+    proxy: Any,
+    faults: Any,
+    upkeep: Upkeep,
+    hosts: list[Any],
+    store: Store,
+) -> None:
+    """One request in three to placement fails, and may have been done all the same."""
+    document = yaml.safe_load(tool.config.read_text())
+    tool.config.write_text(yaml.safe_dump(document | {"placement": {"endpoint": proxy.endpoint}}))
+    rng = random.Random(zlib.crc32(failpoint.encode()))
+    ways = [faults.RESET_UNSENT, faults.RESET_UNANSWERED, faults.UNAVAILABLE, faults.UNAVAILABLE_DONE]
+    proxy.fault = lambda method, path: rng.choice(ways) if rng.random() < 1 / 3 else None
+    ends = {launch(4, ECOMPUTE_FAILPOINT=failpoint).returncode for _ in range(3)}
+    assert -signal.SIGKILL in ends <= {-signal.SIGKILL, 1}
+    upkeep.pass_the_grace_period(3)
+    records = [item.value for item in store.list(keys.GANGS, Gang).items]
+    assert bool(records) == (failpoint == "gang.committed")
+    assert {record.state for record in records} <= {GangState.COMMITTED}
+    members = sorted(uuid for record in records for uuid in record.members)
+    assert sorted(item.value.uuid for item in store.list(keys.INSTANCES, Instance).items) == members
+    assert sorted(consumer for host in hosts for consumer in host.claims()) == members
+    assert store.keys(keys.INTENTS)[0] == []
 
 
 @pytest.mark.parametrize("failpoint", CANCEL_FAILPOINTS)
