@@ -47,6 +47,15 @@ def size(pool: Pool) -> int:
     return 0 if cidr is None else cidr.num_addresses
 
 
+def beginning(pool: Pool) -> str:
+    """Return what all of its addresses begin with, written out, so that others need not be read: ``203.0.113.``."""
+    cidr = _range_of(pool)
+    if cidr is None:
+        return ""
+    whole = min(cidr.prefixlen // 8, 3)
+    return "".join(f"{octet}." for octet in str(cidr.network_address).split(".")[:whole])
+
+
 def parse_address(ip: str) -> str:
     """Return ``ip`` in its usual form.
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
 
 from ecompute.cluster.documents import Interface, Network, NetworkKind, Port
 from ecompute.cluster.errors import Ambiguous, Conflict, NotFound, Refused, one_line
@@ -60,6 +61,19 @@ def choose(
         some = ", ".join(f"{place.interface.uuid} on {place.network.name}" for place in able[:4])
         raise Ambiguous(f"{name} has {len(able)} interfaces for it: {some}", hint="say which, with --interface")
     return able[0]
+
+
+def check_outside(ip: str, network: Network) -> None:
+    """See that an address of the outside is not one of the network's own: its guests would look for it among them.
+
+    Raises:
+        Refused: it is.
+    """
+    if network.cidr is not None and IPv4Address(ip) in IPv4Network(network.cidr):
+        raise Refused(
+            f"{ip} lies in the range of network {network.name} ({network.cidr})",
+            hint="attach it to an interface on another network, or take an address of another pool",
+        )
 
 
 def check_routed(name: str, port: Port) -> None:

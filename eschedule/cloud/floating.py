@@ -33,7 +33,7 @@ from ecompute.cluster.events import INSTANCE
 from ecompute.cluster.failpoint import reach
 from ecompute.cluster.store import Compare, Delete, Op, Put, Store, Versioned, absent, unchanged
 from eschedule.cloud import references
-from eschedule.cloud.attaching import Place, check_routed, choose
+from eschedule.cloud.attaching import Place, check_outside, check_routed, choose
 from eschedule.cloud.places import places
 from eschedule.cloud.pools import Pools
 
@@ -239,7 +239,7 @@ class FloatingAddresses:
             same_incarnation = unchanged(incarnation_of(self._store))
             taken: set[str] = set()
             if is_narrow or attempt >= COLLISIONS:
-                taken = set(map(keys.last, self._store.keys(keys.FLOATING)[0]))
+                taken, _ = self._pools.in_use(pool.value)
             chosen = ip or rules.choose(pool.value, taken, self._rng.getrandbits(32))
             made = Floating(ip=chosen, pool=pool.value.name, namespace=namespace, created_at=timestamp(self._now()))
             key = keys.floating(chosen)
@@ -307,6 +307,7 @@ class FloatingAddresses:
     ) -> Floating:
         """Add what hands ``floating``, which nobody has, to ``place``; return it as it is then."""
         value, port = instance.value, place.port.value
+        check_outside(floating.ip, place.network)
         if target.is_routed:
             check_routed(value.name, port)
         elif port.floating is not None:

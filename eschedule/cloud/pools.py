@@ -21,7 +21,7 @@ from ecompute.cluster import keys
 from ecompute.cluster.claims import incarnation_of
 from ecompute.cluster.documents import Node, Pool, timestamp
 from ecompute.cluster.errors import CompareFailed, Conflict, InvalidInput, NotFound, Refused, one_line
-from ecompute.cluster.floating import overlapping, parse_range, pool_of, size
+from ecompute.cluster.floating import beginning, overlapping, parse_range, pool_of, size
 from ecompute.cluster.store import Delete, Put, Store, Versioned, absent, unchanged, unwritten_under
 
 if TYPE_CHECKING:
@@ -93,9 +93,7 @@ class Pools:
 
     def all(self) -> list[PoolView]:
         """Return the pools by name."""
-        pools = self._all()
-        used = self._in_use()
-        return [PoolView(pool, sum(pool_of(ip, [pool]) is not None for ip in used)) for pool in pools]
+        return [PoolView(pool, len(self.in_use(pool)[0])) for pool in self._all()]
 
     def names(self, beginning: str = "", *, limit: int = 100) -> list[str]:
         """Return the names of pools that begin so."""
@@ -121,7 +119,12 @@ class Pools:
             NotFound: there is none.
         """
         pool = self.find(name).value
-        return PoolView(pool, sum(pool_of(ip, [pool]) is not None for ip in self._in_use()))
+        return PoolView(pool, len(self.in_use(pool)[0]))
+
+    def in_use(self, pool: Pool) -> tuple[set[str], int]:
+        """Return its addresses that somebody has, and the revision they were read at."""
+        found, revision = self._store.keys(keys.FLOATING + beginning(pool))
+        return {ip for ip in map(keys.last, found) if _is_ip(ip) and pool_of(ip, [pool]) is not None}, revision
 
     def candidates(self, name: str | None, ip: str | None) -> list[Versioned[Pool]]:
         """Return the pools from which an address may be taken, in the order in which they are tried.
@@ -157,16 +160,16 @@ class Pools:
         """
         for _ in range(TRIES):
             pool = self.find(name)
-            known, revision = self._store.keys(keys.FLOATING)
-            used = [ip for ip in _ips(known) if pool_of(ip, [pool.value]) is not None]
+            used, revision = self.in_use(pool.value)
             if used:
                 raise Refused(
                     f"of pool {name} {len(used)} address{'es are' if len(used) > 1 else ' is'} in use, "
-                    f"{used[0]} for one",
+                    f"{min(used)} for one",
                     hint="delete the floating addresses first: eschedule floating list --pool " + name,
                 )
             try:
-                self._store.commit([unchanged(pool), unwritten_under(keys.FLOATING, revision)], [Delete(pool.key)])
+                still = unwritten_under(keys.FLOATING + beginning(pool.value), revision)
+                self._store.commit([unchanged(pool), still], [Delete(pool.key)])
             except CompareFailed:
                 continue
             return
@@ -192,14 +195,6 @@ class Pools:
 
     def _all(self) -> list[Pool]:
         return [item.value for item in self._store.list(keys.POOLS, Pool).items]
-
-    def _in_use(self) -> list[str]:
-        return _ips(self._store.keys(keys.FLOATING)[0])
-
-
-def _ips(found: list[str]) -> list[str]:
-    """Return the addresses that the keys name; what anybody else put there names none."""
-    return [ip for ip in map(keys.last, found) if _is_ip(ip)]
 
 
 def _is_ip(text: str) -> bool:

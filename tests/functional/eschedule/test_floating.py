@@ -276,6 +276,17 @@ def test_a_network_that_leads_nowhere_takes_no_address(
     assert port_of(store, guest).floating is None
 
 
+def test_an_address_that_lies_in_the_network_s_own_range_is_not_attached_there(
+    addresses: FloatingAddresses, pools: Pools, launch: Callable[..., str], store: Store
+) -> None:
+    launch(name="web-1")
+    pools.create("inside", "10.10.0.0/29")
+    for is_routed in (False, True):
+        with pytest.raises(Refused, match=r"10\.10\.0\.[0-7] lies in the range of network default"):
+            addresses.create("system", pool="inside", target=Target("web-1", is_routed=is_routed))
+    assert store.keys(keys.FLOATING)[0] == []
+
+
 def test_of_several_interfaces_one_is_named(
     addresses: FloatingAddresses, launch: Callable[..., str], store: Store
 ) -> None:

@@ -12,6 +12,7 @@ from ecompute.cluster.documents import Floating, Pool, Port
 from ecompute.cluster.errors import AddressesExhausted, InvalidInput
 from ecompute.cluster.floating import (
     attached,
+    beginning,
     choose,
     freed,
     is_attached,
@@ -74,9 +75,17 @@ def test_pools_overlap_where_they_have_an_address_in_common(one: str, other: str
     assert (overlapping(first, [pool(other)]) is not None) == is_common
 
 
+@given(ranges, st.integers(0, 2**32))
+def test_all_addresses_of_a_pool_begin_as_it_says(cidr: str, seed: int) -> None:
+    start = beginning(pool(cidr))
+    assert choose(pool(cidr), set(), seed).startswith(start)
+    assert start.count(".") == min(IPv4Network(cidr).prefixlen // 8, 3)
+
+
 def test_a_pool_that_cannot_be_read_has_no_address() -> None:
     assert overlapping(IPv4Network("203.0.113.0/24"), [pool("what")]) is None
     assert pool_of("203.0.113.1", [pool("")]) is None
+    assert (beginning(pool("what")), size(pool("what"))) == ("", 0)
 
 
 @given(st.lists(st.tuples(ips, st.booleans()), max_size=6, unique_by=lambda pair: pair[0]))
