@@ -21,6 +21,7 @@ from ecompute.cluster.upkeep.decide import Act
 from ecompute.cluster.upkeep.finish import Finisher
 from ecompute.cluster.upkeep.leader import Leader
 from eschedule.cloud.connection import Cloud
+from eschedule.cloud.diagnosis import diagnose
 from eschedule.cloud.floating import FloatingAddresses, Target
 from eschedule.cloud.instances import HostSilent, Instances
 from eschedule.cloud.interface_views import Standing, views
@@ -162,6 +163,18 @@ def test_one_that_is_destroyed_on_a_lost_host_or_told_something_else_keeps_them(
         interfaces.remove(guest, "team-1", uuid_)
     with pytest.raises(NotFound, match="web-1 has no interface 'zz'"):
         interfaces.remove("web-1", "system", "zz")
+
+
+def test_the_doctor_says_who_gives_back_what_it_is_without(
+    interfaces: Interfaces, guest: str, host: Any, store: Store, cloud: Cloud
+) -> None:
+    interfaces.remove("web-1", "system", first(store, guest))
+    assert diagnose(cloud, "web-1", "system").waits_for == f"{host.name}, to take up what was asked"
+    host.report(guest, State.CREATED)
+    waits_for = diagnose(cloud, "web-1", "system").waits_for
+    assert waits_for == "the lead, to give back what the interfaces have that it is without"
+    lead(store, cloud, guest)
+    assert diagnose(cloud, "web-1", "system").waits_for == "nothing"
 
 
 def test_who_waits_gives_back_and_returns_then(interfaces: Interfaces, guest: str, host: Any, store: Store) -> None:
