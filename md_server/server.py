@@ -245,6 +245,9 @@ class _Talk(wasyncore.dispatcher):  # type: ignore[misc]
         except OSError:
             self.close()
 
+    def handle_close(self) -> None:
+        self.close()
+
     def handle_error(self) -> None:
         if isinstance(sys.exc_info()[1], Ended):
             raise
