@@ -52,6 +52,7 @@ from typing import Any
 import agreement
 import yaml
 from host import Host, Result, wait_for
+from outside import Outside
 
 from ecompute.cluster import config
 from ecompute.cluster.placement import Placement
@@ -83,10 +84,13 @@ class Cluster:
 
     Args:
         hosts: how many; all daemons are started, unless ``start`` is False.
+        has_outside: whether the hosts have an egress network, with somebody on it (`outside`).
         settings: merged into each host's ``compute.yaml`` and the one of `eschedule`.
     """
 
-    def __init__(self, base: Path, *, hosts: int = 2, start: bool = True, **settings: Any) -> None:
+    def __init__(
+        self, base: Path, *, hosts: int = 2, start: bool = True, has_outside: bool = False, **settings: Any
+    ) -> None:
         global _clusters
         _clusters += 1
         self.prefix = f"ecs{os.getpid()}c{_clusters}"
@@ -96,10 +100,10 @@ class Cluster:
         self._stack = contextlib.ExitStack()
         with contextlib.ExitStack() as undo:
             undo.callback(self.remove)
-            self._start(hosts, start, settings)
+            self._start(hosts, start, has_outside, settings)
             undo.pop_all()
 
-    def _start(self, hosts: int, start: bool, settings: dict[str, Any]) -> None:
+    def _start(self, hosts: int, start: bool, has_outside: bool, settings: dict[str, Any]) -> None:
         with _alone():
             self.network = free_network()
             self.underlay = Underlay(self.prefix, self.network).start()
@@ -141,6 +145,12 @@ class Cluster:
         with ThreadPoolExecutor(4) as pool:
             for number in range(1, hosts + 1):
                 self.hosts.append(self.add_host(f"host-{number}"))
+            if has_outside:
+                self.outside = Outside(self.underlay, self.directory)
+                for number, host in enumerate(self.hosts, 1):
+                    self.outside.join(host, number)
+                self._stack.callback(self.outside.stop)
+                self.outside.start()
             if start:
                 list(pool.map(lambda host: host.start(), self.hosts))
 
@@ -259,15 +269,9 @@ class Cluster:
 
     def wait_state(self, ref: str, *states: str, timeout_s: float = 60.0) -> dict[str, Any]:
         """Wait until the instance is in one of the states (as people see them); return it."""
-        looked_at: set[int] = set()
 
         def look() -> dict[str, Any] | None:
-            # The tool takes half a second of a processor, and says nothing new before etcd has changed.
-            revision = self.store.status().revision
-            if revision in looked_at:
-                return None
             shown = self.show(ref)
-            looked_at.add(revision)
             return shown if shown["state"] in states else None
 
         return wait_for(look, timeout_s=timeout_s, what=f"{ref} is {' or '.join(states)}")

@@ -16,16 +16,20 @@ from xml.etree import ElementTree as ET
 
 import libvirt
 
-from ecompute.cluster.documents import Instance
+from ecompute.cluster.documents import ConfigDrive, Instance
 from ecompute.storage.place import MARK
 
 if TYPE_CHECKING:
     from agreement import Picture
     from cloud import Host
 
-FILES = {"disk.qcow2", "config.iso", "console.log"}
+FILES = {"disk.qcow2", "console.log", "metadata.json"}
 FILTER = {"bridge", "inet", "arp"}
 ZEROS = "00:00:00:00:00:00"
+
+
+def _drive(instance: Instance) -> tuple[str, ...]:
+    return () if instance.spec.config_drive is ConfigDrive.NONE else ("config.iso",)
 
 
 def domains(host: Host, mine: dict[str, Instance], on: set[str], ignored: set[str]) -> Iterator[str]:
@@ -63,7 +67,7 @@ def _of_domain(host: Host, instance: Instance, xml: ET.Element) -> Iterator[str]
     if shape != (str(resources.vcpus), resources.memory_mb):
         yield f"it has {shape[0]} vcpus and {shape[1]} MB"
     disks = [source.get("file") for source in xml.findall("./devices/disk/source")]
-    if disks != [str(host.files(instance.uuid) / name) for name in ("disk.qcow2", "config.iso")]:
+    if disks != [str(host.files(instance.uuid) / name) for name in ("disk.qcow2", *_drive(instance))]:
         yield f"its disks are {disks}"
     interfaces = [
         tuple(part.get(attribute) for part, attribute in zip(parts, ("address", "dev", "bridge"), strict=True))
@@ -82,7 +86,7 @@ def files(host: Host, mine: dict[str, Instance], ignored: set[str]) -> Iterator[
         yield f"{found[name]} is there, and no such instance"
     for uuid, instance in mine.items():
         names = {path.name for path in found[uuid].iterdir()} if uuid in found else set()
-        if names != FILES:
+        if names != FILES | set(_drive(instance)):
             yield f"the files of {uuid} are {sorted(names)}"
             continue
         size_gb, base = _qcow2(found[uuid] / "disk.qcow2")
