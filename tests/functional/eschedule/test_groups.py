@@ -134,6 +134,7 @@ def test_launches_into_one_group_read_its_members_once(
     make_host: Callable[..., Any],
     make_request: Callable[..., Any],
     make_group: Callable[..., Group],
+    clock: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     hosts = [make_host() for _ in range(4)]
@@ -149,6 +150,7 @@ def test_launches_into_one_group_read_its_members_once(
     monkeypatch.setattr(facts, "members", counted)
     monkeypatch.setattr(beside, "members", counted)
     launcher = Launcher(cloud)
+    launcher._facts._clock = clock  # which stands still: what is known is kept for seconds
     launched = [launcher.launch(make_request(group=group.name)) for _ in hosts]
     places = Counter(one.provider for one in launched)
     assert sorted(places.values()) == ([4] if policy is Policy.AFFINITY else [1, 1, 1, 1])
