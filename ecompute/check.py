@@ -77,8 +77,8 @@ class Found:
     has_default_route: bool = True
     is_underlay_here: bool = True
     """Whether the configured underlay address is one of this machine's."""
-    is_bridge: bool = True
-    """Whether the configured bridge is one."""
+    missing_bridges: frozenset[str] = frozenset()
+    """Those of the configured bridges that are none."""
     is_egress_here: bool = True
     """Whether the configured egress device is there."""
     dropping: tuple[str, ...] = ()
@@ -108,7 +108,7 @@ def judge(found: Found, config: Config) -> list[Result]:
         _vxlan(found),
         _bridge_filters(found),
         _underlay(found, config),
-        *([_bridge(found, config.bridge)] if config.bridge else []),
+        *(_bridge(found, bridge) for bridge in _bridges(config)),
         _egress(found, config),
         _forwarding(found),
         _resolvers(found),
@@ -196,8 +196,14 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
+def _bridges(config: Config) -> list[str]:
+    named = [*([config.bridge] if config.bridge else []), *config.bridges.values()]
+    return list(dict.fromkeys(named))
+
+
 def _bridge(found: Found, bridge: str) -> Result:
-    return Result(f"bridge {bridge}", None if found.is_bridge else f"there is none; ip link add {bridge} type bridge")
+    is_missing = bridge in found.missing_bridges
+    return Result(f"bridge {bridge}", f"there is none; ip link add {bridge} type bridge" if is_missing else None)
 
 
 def _egress(found: Found, config: Config) -> Result:
@@ -275,7 +281,9 @@ def look(config: Config) -> Found:
         bridge_filters=_bridge_filters_on(),
         has_default_route=_has_default_route(),
         is_underlay_here=config.underlay is None or _is_here(config.underlay),
-        is_bridge=config.bridge is None or Path("/sys/class/net", config.bridge, "bridge").is_dir(),
+        missing_bridges=frozenset(
+            bridge for bridge in _bridges(config) if not Path("/sys/class/net", bridge, "bridge").is_dir()
+        ),
         is_egress_here=config.egress is None or Path("/sys/class/net", config.egress).exists(),
         dropping=_dropping(),
         resolvers=upstream(config.dns),

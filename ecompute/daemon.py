@@ -29,7 +29,7 @@ from ecompute.audit.look import Looker
 from ecompute.cluster import keys
 from ecompute.cluster.config import Config
 from ecompute.cluster.documents import Admin, Incarnation, Node, Secrets, timestamp
-from ecompute.cluster.errors import Conflict, Refused, Unavailable
+from ecompute.cluster.errors import Conflict, NetworkError, Refused, Unavailable
 from ecompute.cluster.events import LEAD, Events
 from ecompute.cluster.periodic import Periodic
 from ecompute.cluster.placement import Placement
@@ -48,10 +48,13 @@ from ecompute.instances.reconciler import InstanceReconciler
 from ecompute.instances.reporter import Reporter
 from ecompute.keeper import HostKeeper
 from ecompute.machine import Machine
+from ecompute.network.bridges import NamedBridges
 from ecompute.network.gateway_memory import GatewayMemory
 from ecompute.network.gateway_reconcile import GatewayReconciler
+from ecompute.network.links import Links
 from ecompute.network.membership import Memberships
 from ecompute.network.reconcile import NetworkReconciler
+from ecompute.network.underlay import Address
 from ecompute.operations import Operations
 from ecompute.registrar import Registrar, identity
 from ecompute.storage.images import ImageCache
@@ -224,6 +227,7 @@ class Daemon:
             provider,
             networks,
             is_held=lambda: hold.reason is not None,
+            bridges=config.bridges,
         )
         actuator = Actuator(
             provider=provider,
@@ -235,6 +239,7 @@ class Daemon:
             accelerator=trial.accelerator,
             resize=config.resize,
             bridge=config.bridge,
+            bridges=config.bridges,
             secrets=lambda uuid: _secrets(store, provider, uuid),
             create_overlay=machine.create_overlay,
             write_config_drive=machine.write_config_drive,
@@ -260,19 +265,21 @@ class Daemon:
             has_claim=lambda uuid: provider in placement.allocations(uuid).allocations,
             rng=self._rng,
         )
+        cpu_traits = features.traits(capabilities.features_for(trial.accelerator), trial.accelerator)
+        bridges = NamedBridges(links, config.bridges)
         host = self._host = HostKeeper(
             store=store,
             registrar=Registrar(placement, config, provider, self.name),
             hold=hold,
             memory=memory,
             instances=instances,
-            traits=features.traits(capabilities.features_for(trial.accelerator), trial.accelerator),
+            traits=lambda: cpu_traits | bridges.traits(),
             measure=machine.measure,
             node=lambda reason: Node(
                 provider=provider,
                 name=self.name,
                 underlay=underlay.ip,
-                underlay_mtu=underlay.mtu,
+                underlay_mtu=_underlay_mtu(links, config, underlay),
                 accelerator=trial.accelerator,
                 hypervisor=f"libvirt {capabilities.libvirt_version}, QEMU {capabilities.qemu_version}",
                 version=__version__,
@@ -382,6 +389,15 @@ def _tried(end: Callable[[], object]) -> None:
 def _close_instances(instances: InstanceReconciler) -> None:
     if not instances.close(STOP_TIMEOUT_S):
         log.warning("some steps did not end within %d s; the next start takes them up", STOP_TIMEOUT_S)
+
+
+def _underlay_mtu(links: Links, config: Config, underlay: Address) -> int:
+    """Return the MTU that the underlay has now; that of the start, where it cannot be said."""
+    try:
+        return links.underlay(config.underlay).mtu
+    except NetworkError as error:
+        log.warning("the underlay is not as it was when this daemon started: %s", error)
+        return underlay.mtu
 
 
 def _secrets(store: Store, provider: str, uuid: str) -> Secrets | None:

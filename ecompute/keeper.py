@@ -51,7 +51,7 @@ class HostKeeper:
         hold: Hold,
         memory: Memory,
         instances: InstanceReconciler,
-        traits: frozenset[str],
+        traits: Callable[[], frozenset[str]],
         measure: Callable[[], Measured],
         node: Callable[[str | None], Node],
     ) -> None:
@@ -179,7 +179,7 @@ class HostKeeper:
         """
         door = self._standing.door
         if admin is None:
-            self._registrar.register(measured, self._traits, door=door)
+            self._registrar.register(measured, self._traits(), door=door)
             return
         given = frozenset(admin.traits)
         former = self._memory.given_traits() - given
@@ -193,7 +193,7 @@ class HostKeeper:
             zone=None if admin.zone is None else zones.get(admin.zone),
             zones=frozenset(zones.values()),
         )
-        self._registrar.register(measured, self._traits, door=door, said=said)
+        self._registrar.register(measured, self._traits(), door=door, said=said)
         self._memory.remember_given_traits(given)
 
     def _zones(self) -> list[Zone]:

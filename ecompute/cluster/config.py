@@ -14,6 +14,7 @@ machine's, is found by who uses it. The settings are frozen, and any thread may 
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -26,6 +27,7 @@ from ecompute.cluster.config_reading import (
     read_accelerator,
     read_address,
     read_boolean,
+    read_bridges,
     read_device,
     read_endpoint,
     read_guest_network,
@@ -135,6 +137,8 @@ class Config:
     """Whether a guest's disk is grown to the DISK_GB that it claimed."""
     bridge: str | None = None
     """A bridge of the host on which every guest gets a second interface."""
+    bridges: Mapping[str, str] = field(default_factory=dict)
+    """Bridges of the host that carry physical networks, by what operators call them in the whole cloud."""
     underlay: str | None = None
     """The address at which other hosts send VXLAN packets; None: the source of the default route."""
     egress: str | None = None
@@ -219,6 +223,7 @@ def _config(reading: Reading, root: Node | None, path: Path) -> Config:
             "image": read_node,
             "resize": read_boolean,
             "bridge": read_device,
+            "bridges": read_bridges,
             "underlay": read_address,
             "egress": read_device,
             "dns": read_list_of(read_server),

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 import yaml
 
-from ecompute.cluster.errors import one_line
+from ecompute.cluster.errors import InvalidInput, one_line
 
 IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 Node = yaml.Node
@@ -346,6 +346,25 @@ def read_device(node: Node) -> str:
     if not re.fullmatch(r"[^\s/:]{1,15}", text) or text in {".", ".."}:
         raise BadValueError(f"must be the name of a device, at most 15 characters, not {_shown(text)}")
     return text
+
+
+def read_bridges(node: Node) -> dict[str, str]:
+    """What operators call bridges, and the bridges' names."""
+    from ecompute.cluster.given import check_physical  # which needs what is configured
+
+    if not isinstance(node, yaml.MappingNode):
+        raise BadValueError(f"must be names and bridges, such as {{lan: br0}}, not {_kind(node)}")
+    bridges: dict[str, str] = {}
+    for key, value in node.value:
+        name = read_text(key)
+        try:
+            check_physical(name)
+        except InvalidInput as error:
+            raise BadValueError(str(error)) from error
+        if name in bridges:
+            raise BadValueError(f"names {_shown(name)} twice")
+        bridges[name] = read_device(value)
+    return bridges
 
 
 def read_libvirt_uri(node: Node) -> str:

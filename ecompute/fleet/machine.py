@@ -25,8 +25,8 @@ from ecompute.inventory import Measured
 from ecompute.machine import Machine
 from ecompute.network.fake import FakeFilter, FakeLinks
 from ecompute.network.fake_gateways import FakeEgress, FakeGateways
-from ecompute.network.links import Address
 from ecompute.network.metadata import FakeMetadata
+from ecompute.network.underlay import Address
 from ecompute.storage import fake as storage
 
 UNDERLAY = IPv4Network("100.64.0.0/10")

@@ -12,14 +12,15 @@ import contextlib
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from ecompute.cluster import keys
 from ecompute.cluster.addressing import mac_address
-from ecompute.cluster.documents import Assignment, ConfigDrive, Role, Secrets, encode
+from ecompute.cluster.documents import Assignment, ConfigDrive, Interface, Role, Secrets, encode
 from ecompute.cluster.errors import HypervisorError, NetworkError, StorageError, Unavailable
 from ecompute.guest import configdrive
 from ecompute.guest.drive import drive
@@ -105,6 +106,7 @@ class Actuator:
     Args:
         place: where the instances' files lie.
         bridge: a bridge of the host on which each guest gets a second interface, or ``None``.
+        bridges: what operators call the host's bridges that carry physical networks, and their names.
         accelerator: ``kvm`` or ``tcg``, as tried.
         secrets: reads the secrets of an instance from etcd.
         create_overlay, write_config_drive: make the two disks of a guest.
@@ -122,6 +124,7 @@ class Actuator:
         accelerator: str,
         resize: bool,
         bridge: str | None,
+        bridges: Mapping[str, str] = MappingProxyType({}),
         secrets: Callable[[str], Secrets | None],
         create_overlay: disks.CreateOverlay = disks.create_overlay,
         write_config_drive: configdrive.WriteDrive = configdrive.write,
@@ -135,6 +138,7 @@ class Actuator:
         self._accelerator = accelerator
         self._resize = resize
         self._bridge = bridge
+        self._bridges = bridges
         self._secrets = secrets
         self._create_overlay = create_overlay
         self._put_config_drive = write_config_drive
@@ -328,13 +332,18 @@ class Actuator:
         return tuple(
             TapPlan(
                 tap=tap_name(interface.uuid),
-                bridge=bridge_name(interface.vni),
+                bridge=self._bridge_of(interface),
                 mac=interface.mac,
                 mtu=interface.mtu,
                 model=interface.model,
             )
             for interface in assignment.spec.interfaces
         )
+
+    def _bridge_of(self, interface: Interface) -> str:
+        if interface.physical is None or interface.vlan is not None:
+            return bridge_name(interface.vni)
+        return self._bridges.get(interface.physical, "")  # without it joining fails, and says so
 
     @staticmethod
     def _lan(uuid: str, bridge: str) -> Tap:

@@ -18,11 +18,13 @@ from dataclasses import replace
 from ecompute.cluster.errors import NetworkError
 from ecompute.network import names, terms
 from ecompute.network.filter import FilterState
-from ecompute.network.links import Address, pick
 from ecompute.network.present import Device, Kind
-from ecompute.network.terms import FoundBridge, FoundNetwork, FoundPort, FoundVxlan, Part
+from ecompute.network.terms import FoundBridge, FoundNetwork, FoundPort, FoundVlan, FoundVxlan, Part, Physical
+from ecompute.network.underlay import Address, pick
 
 APPLIED_KEPT = 10_000
+OUTLET_MTU = 1500
+"""Of the operator's bridges."""
 
 _indices = itertools.count(1)
 
@@ -36,6 +38,8 @@ class FakeLinks:
         """Those of the operator."""
         self.taps: dict[str, bool] = {}
         """Devices on no bridge of ours, and whether they are hardened."""
+        self.outlets: dict[str, str] = {}
+        """Those of them that are on a bridge of the operator, and on which."""
         self.applied: list[terms.LinkChange] = []
         self._address = address
         self._lock = threading.RLock()
@@ -44,29 +48,38 @@ class FakeLinks:
     def session(self) -> Iterator[None]:
         yield
 
-    def found(self, vni: int, taps: Collection[str] = ()) -> FoundNetwork:
+    def found(
+        self, vni: int, taps: Collection[str] = (), *, local: str | None = None, physical: Physical | None = None
+    ) -> FoundNetwork:
         with self._lock:
-            loose = frozenset(FoundPort(name, self.taps[name]) for name in taps if name in self.taps)
-            return replace(self._of(vni), loose=loose)
+            found = self._of(vni)
+            if local is not None and self._address is not None and self._address.ip == local:
+                found = replace(found, carrier_mtu=self._address.mtu)
+            if physical is not None and physical.outlet in self.bridges:
+                found = replace(found, carrier_mtu=OUTLET_MTU)
+            outlet = physical.outlet if physical is not None and physical.vlan is None else None
+            others = [(name, FoundPort(name, self.taps[name])) for name in taps if name in self.taps]
+            there = {port for name, port in others if outlet is not None and self.outlets.get(name) == outlet}
+            return replace(found, ports=found.ports | there, loose=frozenset(port for _, port in others) - there)
 
     def glance(self, vni: int) -> FoundNetwork:
         with self._lock:
             found = self._of(vni)
-            return FoundNetwork(vni, bridge=found.bridge, vxlan=found.vxlan)
+            return FoundNetwork(vni, bridge=found.bridge, vxlan=found.vxlan, vlan=found.vlan)
 
     def apply(self, change: terms.LinkChange) -> None:
         with self._lock:
             match change:
                 case terms.SetMtu() | terms.Harden() | terms.SetUp():
                     self._apply_to_device(change)
-                case terms.AttachTap(vni, device):
-                    found = self._of(vni)
-                    _require(change, found.bridge is not None, "No such device")
+                case terms.AttachTap(bridge, device):
+                    _require(change, self.has_bridge(bridge), "No such device")
                     if device in self.taps:
-                        port = FoundPort(device, self.taps.pop(device))
-                        self.networks[vni] = replace(found, ports=found.ports | {port})
+                        self._attach(device, bridge)
                 case _:
                     found = self._of(change.vni)
+                    if isinstance(change, terms.AddVlan):
+                        _require(change, change.outlet in self.bridges, "No such device")
                     if isinstance(change, terms.DeleteBridge):
                         self.taps |= {port.name: port.is_hardened for port in found.ports}
                     self.networks[change.vni] = _applied(change, found)
@@ -75,15 +88,16 @@ class FakeLinks:
                 del self.applied[: APPLIED_KEPT // 2]
 
     def _apply_to_device(self, change: terms.SetMtu | terms.Harden | terms.SetUp) -> None:
-        if isinstance(change, terms.Harden) and change.device in self.taps:
-            self.taps[change.device] = True
+        if change.device in self.taps:
+            if isinstance(change, terms.Harden):
+                self.taps[change.device] = True
             return
         for vni, found in self.networks.items():
             changed = _applied_to_device(change, found)
             if changed is not None:
                 self.networks[vni] = changed
                 return
-        if isinstance(change, terms.Harden) and change.device.startswith(names.TAP_PREFIX):
+        if not isinstance(change, terms.SetUp) and change.device.startswith(names.TAP_PREFIX):
             return  # a tap goes with its guest, at any time
         raise NetworkError(f"applying {change}: there is no device {change.device}")
 
@@ -93,16 +107,23 @@ class FakeLinks:
     def plug(self, tap: str, bridge: str) -> None:
         """As the hypervisor does when a guest starts: a tap appears on a bridge."""
         with self._lock:
-            for vni, found in self.networks.items():
-                if names.bridge_name(vni) == bridge and found.bridge is not None:
-                    self.networks[vni] = replace(found, ports=found.ports | {FoundPort(tap, False)})
-                    return
             self.taps[tap] = False
+            self._attach(tap, bridge)
+
+    def _attach(self, tap: str, bridge: str) -> None:
+        for vni, found in self.networks.items():
+            if names.bridge_name(vni) == bridge and found.bridge is not None:
+                port = FoundPort(tap, self.taps.pop(tap))
+                self.networks[vni] = replace(found, ports=found.ports | {port})
+                return
+        if bridge in self.bridges:
+            self.outlets[tap] = bridge
 
     def unplug(self, tap: str) -> None:
         """As the kernel does when the guest ends. Idempotent."""
         with self._lock:
             self.taps.pop(tap, None)
+            self.outlets.pop(tap, None)
             for vni, found in self.networks.items():
                 self.networks[vni] = replace(found, ports=frozenset(p for p in found.ports if p.name != tap))
 
@@ -113,6 +134,7 @@ class FakeLinks:
                 for vni, found in self.networks.items()
                 if (found.bridge is not None and found.bridge.kind == "bridge")
                 or (found.vxlan is not None and found.vxlan.kind == "vxlan" and found.vxlan.vni == vni)
+                or (found.vlan is not None and found.vlan.kind == "vlan")
             )
 
     def devices(self) -> frozenset[Device]:
@@ -124,6 +146,8 @@ class FakeLinks:
                     found.add(Device(names.bridge_name(vni), Kind.BRIDGE, vni))
                 if network.vxlan is not None and network.vxlan.kind == "vxlan" and network.vxlan.vni == vni:
                     found.add(Device(names.vxlan_name(vni), Kind.VXLAN, vni))
+                if network.vlan is not None and network.vlan.kind == "vlan":
+                    found.add(Device(names.vlan_name(vni), Kind.VLAN, vni))
                 found |= {Device(p.name, Kind.TAP, vni) for p in network.ports if p.name.startswith(names.TAP_PREFIX)}
             return frozenset(found)
 
@@ -197,13 +221,25 @@ def _applied(change: terms.LinkChange, found: FoundNetwork) -> FoundNetwork:
             return replace(found, bridge=replace(bridge, mac=names.bridge_mac(vni), mtu=mtu, is_tuned=True))
         case terms.DeleteBridge():
             vxlan = found.vxlan and replace(found.vxlan, is_attached=False)
-            return replace(found, bridge=None, vxlan=vxlan, ports=frozenset())
+            vlan = found.vlan and replace(found.vlan, is_attached=False)
+            return replace(found, bridge=None, vxlan=vxlan, vlan=vlan, ports=frozenset())
         case terms.AddVxlan(vni, local, mtu):
             _require(change, found.vxlan is None, "File exists")
             vxlan = FoundVxlan("vxlan", vni, local, names.VXLAN_PORT, is_proxy=True, mtu=mtu, index=next(_indices))
             return replace(found, vxlan=vxlan)
         case terms.DeleteVxlan():
-            return FoundNetwork(found.vni, bridge=found.bridge, ports=found.ports, is_guarded=found.is_guarded)
+            kept = replace(found, vxlan=None, entries=frozenset(), foreign_entries=frozenset())
+            return replace(kept, neighbours=frozenset())
+        case terms.AddVlan(_, outlet, vlan):
+            _require(change, found.vlan is None, "File exists")
+            return replace(found, vlan=FoundVlan("vlan", outlet, vlan, mtu=OUTLET_MTU))
+        case terms.DeleteVlan():
+            return replace(found, vlan=None)
+        case terms.AttachVlan():
+            _bridge(change, found)
+            _require(change, found.vlan is not None, "No such device")
+            assert found.vlan is not None
+            return replace(found, vlan=replace(found.vlan, is_attached=True))
         case terms.AttachVxlan():
             _bridge(change, found)
             return replace(found, vxlan=replace(_vxlan(change, found), is_attached=True))
@@ -242,9 +278,11 @@ def _applied_to_device(change: terms.SetMtu | terms.Harden | terms.SetUp, found:
         if isinstance(change, terms.Harden):  # IPv6 is switched off on the way, and with it go its neighbours
             return replace(changed, neighbours=frozenset(one for one in found.neighbours if ":" not in one[0]))
         return changed
-    if isinstance(change, terms.Harden) and change.device in {port.name for port in found.ports}:
-        others = {port for port in found.ports if port.name != change.device}
-        return replace(found, ports=frozenset(others | {FoundPort(change.device, True)}))
+    if change.device == names.vlan_name(found.vni) and found.vlan is not None:
+        return replace(found, vlan=replace(found.vlan, **values))  # type: ignore[arg-type]
+    for port in found.ports:
+        if port.name == change.device and not isinstance(change, terms.SetUp):
+            return replace(found, ports=found.ports - {port} | {replace(port, **values)})  # type: ignore[arg-type]
     return None
 
 

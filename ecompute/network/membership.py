@@ -24,9 +24,10 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
+from types import MappingProxyType
 
 from ecompute.cluster import keys
 from ecompute.cluster.documents import Assignment, Interface, Network, NetworkHost, NetworkKind, Port
@@ -55,6 +56,7 @@ class Memberships:
         provider: the host's provider uuid.
         memory: a directory in which it is remembered which networks were brought up here.
         is_held: whether the host is on hold.
+        bridges: what operators call the host's bridges, and their names.
         scan_period_s: how often all of it is read and put right, whether anything has happened or not.
     """
 
@@ -68,6 +70,7 @@ class Memberships:
         memory: Path,
         *,
         is_held: Callable[[], bool],
+        bridges: Mapping[str, str] = MappingProxyType({}),
         scan_period_s: float = SCAN_PERIOD_S,
     ) -> None:
         self._store = store
@@ -78,6 +81,7 @@ class Memberships:
         self._memory = memory
         memory.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._is_held = is_held
+        self._bridges = bridges
         self._lock = threading.Lock()
         self._users: dict[str, set[str]] = {}
         self._vnis: dict[str, int] = {}
@@ -274,8 +278,7 @@ class Memberships:
         Raises:
             NetworkError: something of it could not be removed.
         """
-        ports = {port.name for port in self._reconciler.found(vni).ports} - {gateway_name(vni)}
-        if ports and not is_sure:
+        if not is_sure and self._reconciler.guests(vni) - {gateway_name(vni)}:
             return False
         removed = (*self._gateways.remove(vni), *self._reconciler.remove(vni))
         if vni not in self._present():
@@ -401,7 +404,7 @@ class Memberships:
             else:  # what the watch has kept: a list on every event would cost a large network too much
                 found_ports, found_hosts = list(ports.snapshot().values()), list(hosts.snapshot().values())
             all_ports, all_hosts = [item.value for item in found_ports], [item.value for item in found_hosts]
-            target = wanted(network.value, self._provider, all_ports, all_hosts)
+            target = wanted(network.value, self._provider, all_ports, all_hosts, self._bridges)
             for problem in target.problems:
                 log.warning("network %s: %s; it is passed over", uuid, problem)
             if is_scan:

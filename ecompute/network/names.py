@@ -28,11 +28,11 @@ UPLINK_PREFIX = "ecu"
 VLAN_PREFIX = "ecv"
 NO_NETWORK = 0
 """Stands for a VNI with taps that are on an operator's bridge and of no network."""
-PREFIXES = (BRIDGE_PREFIX, VXLAN_PREFIX, TAP_PREFIX)
+PREFIXES = (BRIDGE_PREFIX, VXLAN_PREFIX, VLAN_PREFIX, TAP_PREFIX)
 """Of what is listed by `links.Links.devices`."""
 
 _TAP = re.compile(rf"{TAP_PREFIX}[0-9a-f]{{11}}")
-_OURS = re.compile(rf"(?:{BRIDGE_PREFIX}|{VXLAN_PREFIX})([0-9a-f]{{6}})")
+_OURS = re.compile(rf"(?:{BRIDGE_PREFIX}|{VXLAN_PREFIX}|{VLAN_PREFIX})([0-9a-f]{{6}})")
 
 
 def gateway_name(vni: int) -> str:
@@ -66,7 +66,7 @@ def is_tap_name(name: str) -> bool:
 
 
 def vni_of(device_name: str) -> int | None:
-    """Return the VNI in the name of a bridge or VXLAN device of ours."""
+    """Return the VNI in the name of a bridge, VXLAN or VLAN device of ours."""
     match = _OURS.fullmatch(device_name)
     return int(match[1], 16) if match else None
 

@@ -31,7 +31,7 @@ LINK_SCOPE = 253
 ANY_SCOPE = 255
 """RT_SCOPE_LINK, RT_SCOPE_NOWHERE: the latter, of a route that is to be deleted, means any."""
 
-_SKIP_STATS = 8
+SKIP_STATS = 8
 
 
 @contextmanager
@@ -72,7 +72,7 @@ def gone_is_fine() -> Iterator[None]:
 def device(netlink: Any, name: str) -> Any | None:
     """Return what the kernel says of a device, or None where there is none."""
     try:
-        return next(iter(netlink.link("get", ifname=name, ext_mask=_SKIP_STATS)))
+        return next(iter(netlink.link("get", ifname=name, ext_mask=SKIP_STATS)))
     except NetlinkError as error:
         if error.code == errno.ENODEV:
             return None

@@ -15,6 +15,7 @@ from enum import StrEnum
 class Kind(StrEnum):
     BRIDGE = "bridge"
     VXLAN = "vxlan"
+    VLAN = "vlan"
     TAP = "tap"
     """Of one interface of one guest, which its name says (`mesh.tap_name`)."""
 

@@ -23,10 +23,11 @@ from dataclasses import replace
 
 from ecompute.cluster.errors import NetworkError
 from ecompute.cluster.undo import Undo
-from ecompute.network import mesh, names
+from ecompute.network import names
 from ecompute.network.filter import Filter, FilterState
 from ecompute.network.links import Links
-from ecompute.network.terms import AddVxlan, Change, FoundNetwork, Guard, Tap, Unguard, WantedNetwork
+from ecompute.network.plan import guests, left_to_others, part, plan
+from ecompute.network.terms import AddVxlan, Change, FoundNetwork, Guard, Physical, Tap, Unguard, WantedNetwork
 
 
 class NetworkReconciler:
@@ -75,7 +76,7 @@ class NetworkReconciler:
         with self._lock, self._links.session():
             found = self._as_left(wanted)
             if found is not None:
-                changes = mesh.plan(wanted, found)
+                changes = plan(wanted, found)
                 try:
                     self._apply(changes)
                 except NetworkError:  # it is not as it was left
@@ -87,12 +88,12 @@ class NetworkReconciler:
 
     def _ensure(self, wanted: WantedNetwork) -> tuple[Change, ...]:
         self._left.pop(wanted.vni, None)
-        found = self.found(wanted.vni, wanted.tap_names)
+        found = self._found(wanted.vni, wanted.tap_names, local=wanted.local, physical=wanted.physical)
         # Asked after the look: what was found loose and is not being started now is nobody's work any more.
         loose = frozenset(port for port in found.loose if port.name not in self._starting)
-        changes = mesh.plan(wanted, self._guarded(wanted, replace(found, loose=loose)))
+        changes = plan(wanted, self._guarded(wanted, replace(found, loose=loose)))
         undo = Undo()
-        if found.bridge is None and found.vxlan is None:
+        if not (found.has_rules or found.bridge or found.vxlan or found.vlan):
             undo.push(f"network {wanted.vni}", lambda: self._remove(wanted.vni))
         try:
             self._apply(changes)
@@ -108,7 +109,7 @@ class NetworkReconciler:
         """Remember what is there once ``changes`` were made to ``found``."""
         devices = self._links.glance(wanted.vni) if changes else found
         is_new = any(isinstance(change, AddVxlan) for change in changes)
-        foreign = frozenset() if is_new else mesh.left_to_others(wanted, found)
+        foreign = frozenset() if is_new else left_to_others(wanted, found)
         left = replace(
             found,
             bridge=devices.bridge,
@@ -131,7 +132,7 @@ class NetworkReconciler:
 
     def _guarded(self, wanted: WantedNetwork, found: FoundNetwork) -> FoundNetwork:
         """Return ``found``, saying whether the filter is in place for it."""
-        return replace(found, is_guarded=self._filter.state(mesh.part(wanted, found)) is FilterState.WHOLE)
+        return replace(found, is_guarded=self._filter.state(part(wanted, found)) is FilterState.WHOLE)
 
     def admit(self, taps: frozenset[Tap]) -> None:
         """Let ``taps``, which are on an operator's bridge and of no network, pass what their guests may send.
@@ -141,13 +142,13 @@ class NetworkReconciler:
         """
         vni = names.NO_NETWORK
         with self._lock, self._links.session():
-            found = self.found(vni, {tap.name for tap in taps})
-            part = replace(mesh.part(WantedNetwork("", vni, 0, "", taps=taps), found), members=None)
-            if not taps and not part.kept:
+            found = self._found(vni, {tap.name for tap in taps})
+            own = replace(part(WantedNetwork("", vni, 0, None, taps=taps), found), members=None)
+            if not taps and not own.kept:
                 if found.has_rules:
                     self._filter.drop(vni)
-            elif self._filter.state(part) is not FilterState.WHOLE:
-                self._filter.put(part)
+            elif self._filter.state(own) is not FilterState.WHOLE:
+                self._filter.put(own)
 
     def remove(self, vni: int) -> tuple[Change, ...]:
         """Remove what is there of a network, and with the last one the filter.
@@ -172,26 +173,33 @@ class NetworkReconciler:
         """Return the VNIs of which something of ours is there."""
         return self._links.ours() | self._filter.present() - {names.NO_NETWORK}
 
-    def found(self, vni: int, taps: Collection[str] = ()) -> FoundNetwork:
+    def guests(self, vni: int) -> frozenset[str]:
+        """Return the ports on a network's bridge, and its taps wherever they are: what keeps it from being removed."""
+        return guests(self._found(vni))
+
+    def _found(
+        self, vni: int, taps: Collection[str] = (), *, local: str | None = None, physical: Physical | None = None
+    ) -> FoundNetwork:
         """Return what is there of a network, and which of ``taps``, or of those that have rules, are not on its bridge.
 
         Whether the filter is in place depends on what is wanted: see `_guarded`.
         """
         ruled = self._filter.taps(vni)
         has_rules = vni in self._filter.present()
-        return replace(self._links.found(vni, ruled | set(taps)), ruled=ruled, has_rules=has_rules)
+        found = self._links.found(vni, ruled | set(taps), local=local, physical=physical)
+        return replace(found, ruled=ruled, has_rules=has_rules)
 
     def _remove(self, vni: int) -> tuple[Change, ...]:
         self._left.pop(vni, None)
-        changes = mesh.plan(None, self.found(vni))
+        changes = plan(None, self._found(vni))
         self._apply(changes)
         return changes
 
     def _apply(self, changes: tuple[Change, ...]) -> None:
         for change in changes:
             match change:
-                case Guard(part):
-                    self._filter.put(part)
+                case Guard(own):
+                    self._filter.put(own)
                 case Unguard(vni):
                     self._filter.drop(vni)
                 case _:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from ecompute.network.names import ZEROS
+from ecompute.network.names import ZEROS, bridge_name
 
 # --- wanted --------------------------------------------------------------------------------------
 
@@ -37,14 +37,26 @@ class Part:
 
 
 @dataclass(frozen=True)
+class Physical:
+    """Where a physical network is on this host."""
+
+    outlet: str
+    """The operator's bridge."""
+    vlan: int | None = None
+    """On that bridge; None: untagged."""
+
+
+@dataclass(frozen=True)
 class WantedNetwork:
     """One network as it is to be on this host."""
 
     uuid: str
     vni: int
     mtu: int
-    local: str
-    """This host's underlay address."""
+    """At most; less where what carries it has less."""
+    local: str | None
+    """This host's underlay address; None: of a physical network."""
+    physical: Physical | None = None
     peers: frozenset[str] = frozenset()
     """The underlay addresses of the other member hosts."""
     entries: frozenset[tuple[str, str]] = frozenset()
@@ -57,6 +69,12 @@ class WantedNetwork:
     """The addresses of the gateway, which every host has for itself."""
     problems: tuple[str, ...] = field(default=(), compare=False)
     """Records that could not be used, one line each. They cost their own host its place, no other."""
+
+    @property
+    def tap_bridge(self) -> str:
+        """The bridge on which its taps are: the operator's, where it is a network without a VLAN."""
+        is_outlet = self.physical is not None and self.physical.vlan is None
+        return self.physical.outlet if is_outlet and self.physical is not None else bridge_name(self.vni)
 
     @property
     def tap_names(self) -> frozenset[str]:
@@ -103,11 +121,28 @@ class FoundVxlan:
 
 
 @dataclass(frozen=True)
+class FoundVlan:
+    """A device that has the name of our VLAN device."""
+
+    kind: str
+    outlet: str | None = None
+    """The device that it is upon."""
+    vlan: int | None = None
+    mtu: int = 0
+    is_up: bool = False
+    is_hardened: bool = False
+    is_attached: bool = False
+    """To our bridge."""
+
+
+@dataclass(frozen=True)
 class FoundPort:
-    """A port of our bridge other than the VXLAN device, or a tap that should be one."""
+    """A port of the network's bridge other than the device that leads out, or a tap that should be one."""
 
     name: str
     is_hardened: bool
+    mtu: int | None = None
+    """None: it is not known."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +150,9 @@ class FoundNetwork:
     vni: int
     bridge: FoundBridge | None = None
     vxlan: FoundVxlan | None = None
+    vlan: FoundVlan | None = None
+    carrier_mtu: int | None = None
+    """That of the underlay's device, or of the operator's bridge; None: there is none, or it was not asked for."""
     entries: frozenset[tuple[str, str]] = frozenset()
     """Ours: (MAC, underlay address)."""
     foreign_entries: frozenset[tuple[str, str]] = frozenset()
@@ -186,10 +224,27 @@ class AttachVxlan:
 
 
 @dataclass(frozen=True)
-class AttachTap:
-    """Put a tap on the bridge again: libvirt did so when it made it, and does not look after it."""
-
+class AddVlan:
     vni: int
+    outlet: str
+    vlan: int
+
+
+@dataclass(frozen=True)
+class DeleteVlan:
+    vni: int
+
+
+@dataclass(frozen=True)
+class AttachVlan:
+    vni: int
+
+
+@dataclass(frozen=True)
+class AttachTap:
+    """Put a tap on its bridge again: libvirt did so when it made it, and does not look after it."""
+
+    bridge: str
     device: str
 
 
@@ -249,6 +304,9 @@ LinkChange: TypeAlias = (
     | AddVxlan
     | DeleteVxlan
     | AttachVxlan
+    | AddVlan
+    | DeleteVlan
+    | AttachVlan
     | AttachTap
     | SetMtu
     | Harden

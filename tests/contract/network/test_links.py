@@ -13,13 +13,14 @@ from ecompute.cluster.errors import NetworkError
 from ecompute.network import names, terms
 from ecompute.network.fake import FakeFilter, FakeLinks
 from ecompute.network.filter import Filter, FilterState, NftFilter
-from ecompute.network.links import Address, Links, NetlinkLinks
+from ecompute.network.links import Links, NetlinkLinks
 from ecompute.network.present import Device, Kind
 from ecompute.network.reconcile import NetworkReconciler
-from ecompute.network.terms import FoundBridge, FoundNetwork, FoundVxlan, WantedNetwork
+from ecompute.network.terms import FoundBridge, FoundNetwork, FoundVlan, FoundVxlan, Physical, WantedNetwork
+from ecompute.network.underlay import Address
 
 VNI = 0xABCDEF
-BRIDGE, VXLAN = names.bridge_name(VNI), names.vxlan_name(VNI)
+BRIDGE, VXLAN, VLAN = names.bridge_name(VNI), names.vxlan_name(VNI), names.vlan_name(VNI)
 LOCAL = "192.0.2.1"
 MAC = "02:00:00:00:00:05"
 
@@ -192,7 +193,7 @@ def test_what_is_gone_already_can_be_dropped_and_deleted(links: Links) -> None:
 def test_a_tap_that_has_gone_with_its_guest_needs_no_change(links: Links) -> None:
     make(links)
     before = links.found(VNI)
-    links.apply(terms.AttachTap(VNI, "ect00000000009"))
+    links.apply(terms.AttachTap(BRIDGE, "ect00000000009"))
     links.apply(terms.Harden("ect00000000009"))
     assert links.found(VNI) == before
     with pytest.raises(NetworkError):
@@ -270,9 +271,9 @@ def test_a_network_comes_and_goes_and_nothing_is_left(links: Links, rules: Filte
         VNI,
         1450,
         LOCAL,
-        frozenset({"192.0.2.2", "192.0.2.3"}),
-        frozenset({(MAC, "192.0.2.2")}),
-        frozenset({("10.50.0.5", MAC), ("fd00::5", MAC)}),
+        peers=frozenset({"192.0.2.2", "192.0.2.3"}),
+        entries=frozenset({(MAC, "192.0.2.2")}),
+        neighbours=frozenset({("10.50.0.5", MAC), ("fd00::5", MAC)}),
     )
     reconciler = NetworkReconciler(links, rules)
     reconciler.ensure(wanted)
@@ -284,6 +285,91 @@ def test_a_network_comes_and_goes_and_nothing_is_left(links: Links, rules: Filte
     assert reconciler.remove(VNI) == ()
     assert links.found(VNI) == FoundNetwork(VNI)
     assert rules.state() is FilterState.ABSENT
+
+
+def test_a_bridge_of_the_operator_that_is_not_there_is_said_by_no_mtu(links: Links) -> None:
+    assert links.found(VNI, physical=Physical("br0")).carrier_mtu is None
+    assert not links.has_bridge("br0")
+    with pytest.raises(NetworkError, match=r"(?i)no such|no device"):
+        links.apply(terms.AttachTap("br0", "ect00000000001"))
+
+
+def operators_bridge(links: Links) -> None:
+    if isinstance(links, FakeLinks):
+        links.bridges = {"br0"}
+    else:
+        ip("link add br0 type bridge")
+
+
+def add_tap(links: Links, name: str, bridge: str) -> None:
+    if isinstance(links, FakeLinks):
+        links.plug(name, bridge)
+    else:
+        ip(f"tuntap add {name} mode tap")
+        ip(f"link set {name} master {bridge}")
+
+
+def test_taps_of_an_untagged_physical_network_are_on_the_operators_bridge(links: Links) -> None:
+    operators_bridge(links)
+    first, second = "ect00000000001", "ect00000000002"
+    for name in (first, second):
+        add_tap(links, name, "br0")
+    found = links.found(VNI, [first, "ect00000000009"], physical=Physical("br0"))
+    assert [port.name for port in found.ports] == [first]
+    assert (found.loose, found.carrier_mtu) == (frozenset(), 1500)
+    assert [port.name for port in links.found(VNI, [first]).loose] == [first]
+    links.apply(terms.Harden(first))
+    (port,) = links.found(VNI, [first], physical=Physical("br0")).ports
+    assert port.is_hardened
+    links.apply(terms.AttachTap("br0", first))
+    assert links.ours() == frozenset()
+
+
+def test_a_tap_has_an_mtu_that_is_set_and_one_that_is_gone_has_none(links: Links) -> None:
+    make(links)
+    add_tap(links, "ect00000000001", BRIDGE)
+    links.apply(terms.SetMtu("ect00000000001", 1350))
+    (port,) = links.found(VNI).ports
+    assert port.mtu == 1350
+    links.apply(terms.SetMtu("ect00000000002", 1350))
+
+
+def test_on_a_vlan_of_the_operators_bridge_a_device_and_a_bridge_of_ours_come_and_go(links: Links) -> None:
+    operators_bridge(links)
+    try:
+        links.apply(terms.AddVlan(VNI, "br0", 5))
+    except NetworkError as error:
+        if "not supported" not in str(error):
+            raise
+        pytest.skip(f"this kernel has no VLAN devices: {error}")
+    for change in (
+        terms.AddBridge(VNI, 1450),
+        terms.Harden(BRIDGE),
+        terms.Harden(VLAN),
+        terms.SetMtu(VLAN, 1450),
+        terms.AttachVlan(VNI),
+        terms.SetUp(BRIDGE),
+        terms.SetUp(VLAN),
+    ):
+        links.apply(change)
+    found = links.found(VNI, physical=Physical("br0", 5))
+    assert found == FoundNetwork(
+        VNI,
+        bridge=FoundBridge("bridge", names.bridge_mac(VNI), 1450, True, True, True),
+        vlan=FoundVlan("vlan", "br0", 5, 1450, True, True, True),
+        carrier_mtu=1500,
+    )
+    assert links.ours() == {VNI}
+    assert {device.kind for device in links.devices()} == {Kind.BRIDGE, Kind.VLAN}
+    with pytest.raises(NetworkError, match="File exists"):
+        links.apply(terms.AddVlan(VNI, "br0", 5))
+    links.apply(terms.DeleteBridge(VNI))
+    after = links.found(VNI).vlan
+    assert after is not None
+    assert not after.is_attached
+    links.apply(terms.DeleteVlan(VNI))
+    links.apply(terms.DeleteVlan(VNI))
+    assert links.found(VNI) == FoundNetwork(VNI)
 
 
 # --- the kernel's only ---------------------------------------------------------------------------
@@ -363,19 +449,19 @@ def test_a_tap_beside_its_bridge_is_found_loose_and_attached(netlink: NetlinkLin
     make(netlink)
     ip("tuntap add ect00000000001 mode tap")
     asked = ("ect00000000001", "ect00000000002")
-    assert netlink.found(VNI, asked).loose == {terms.FoundPort("ect00000000001", False)}
-    netlink.apply(terms.AttachTap(VNI, "ect00000000001"))
+    assert netlink.found(VNI, asked).loose == {terms.FoundPort("ect00000000001", False, 1500)}
+    netlink.apply(terms.AttachTap(BRIDGE, "ect00000000001"))
     found = netlink.found(VNI, asked)
-    assert (found.loose, found.ports) == (frozenset(), {terms.FoundPort("ect00000000001", False)})
+    assert (found.loose, found.ports) == (frozenset(), {terms.FoundPort("ect00000000001", False, 1500)})
 
 
 def test_ports_of_a_bridge_are_found_without_its_vxlan_device(netlink: NetlinkLinks) -> None:
     make(netlink)
     ip("tuntap add ect00000000001 mode tap")
     ip(f"link set ect00000000001 master {BRIDGE}")
-    assert netlink.found(VNI).ports == {terms.FoundPort("ect00000000001", False)}
+    assert netlink.found(VNI).ports == {terms.FoundPort("ect00000000001", False, 1500)}
     netlink.harden("ect00000000001")
-    assert netlink.found(VNI).ports == {terms.FoundPort("ect00000000001", True)}
+    assert netlink.found(VNI).ports == {terms.FoundPort("ect00000000001", True, 1500)}
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,8 @@ from ecompute.storage.place import Place
 
 PROVIDER = "00000000-0000-0000-0000-00000000000a"
 WAIT_S = 20.0
+BRIDGES = {"lan": "br0"}
+"""As they are configured; whether they are there, tests say."""
 
 
 class Host:
@@ -54,7 +56,8 @@ class Host:
         images = ImageCache(directory / "images", self.source)
         opened.callback(images.close)
         opened.callback(self.source.gate.set)
-        networks = NetworkReconciler(links, FakeFilter())
+        self.filter = FakeFilter()
+        networks = NetworkReconciler(links, self.filter)
         remembered = directory / "memory" / "networks"
         self.gateways = FakeGateways()
         gateways = GatewayReconciler(
@@ -66,7 +69,9 @@ class Host:
             control_plane=frozenset,
             metadata=FakeMetadata(),
         )
-        memberships = Memberships(store, watcher, networks, gateways, PROVIDER, remembered, is_held=lambda: False)
+        memberships = Memberships(
+            store, watcher, networks, gateways, PROVIDER, remembered, is_held=lambda: False, bridges=BRIDGES
+        )
         actuator = Actuator(
             provider=PROVIDER,
             place=Place(self.files, PROVIDER, is_new=before is None),
@@ -77,6 +82,7 @@ class Host:
             accelerator="tcg",
             resize=True,
             bridge=None,
+            bridges=BRIDGES,
             secrets=lambda uuid: None,
             create_overlay=storage.create_overlay,
             write_config_drive=storage.write_config_drive,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from ecompute.cluster import keys
 from ecompute.cluster.addressing import mac_address
@@ -16,6 +17,7 @@ from ecompute.cluster.documents import (
     Interface,
     Network,
     NetworkHost,
+    NetworkKind,
     Port,
     Power,
     Resources,
@@ -226,3 +228,64 @@ def test_on_hold_nothing_is_attached_and_the_report_says_so(world: World, monkey
     assert seen.error == "its guest does not have the interfaces yet that it is to have"
     assert world.taps() == {tap(old)}
     assert seen.state is State.CREATED
+
+
+# --- physical networks ---------------------------------------------------------------------------
+
+
+def on_lan(world: World, vni: int, vlan: int | None = None) -> Interface:
+    """Return a new interface on a physical network, whose bridge operators call ``lan``."""
+    interface = structs.replace(world.interface(vni), physical="lan", vlan=vlan)
+    there = Network(
+        uuid=interface.network_uuid,
+        namespace="system",
+        name="n",
+        kind=NetworkKind.PHYSICAL,
+        vni=vni,
+        mtu=1500,
+        physical="lan",
+        vlan=vlan,
+        created_at="",
+    )
+    world.store.commit([], [Put(keys.network(interface.network_uuid), there)])
+    return interface
+
+
+def test_an_interface_on_a_physical_network_is_on_the_operators_bridge(world: World) -> None:
+    world.host.links.bridges = {"br0"}
+    old, new = first(world), on_lan(world, 2)
+    world.ask(old, new)
+    world.wait_reported()
+    found = world.host.hypervisor.get(world.uuid)
+    assert {one.tap: one.bridge for one in found.interfaces} == {tap(old): "ecb000001", tap(new): "br0"}
+    assert world.host.links.outlets == {tap(new): "br0"}
+    assert world.host.filter.present() == {1, 2}
+    world.ask(old)
+    world.wait_reported()
+    assert world.host.filter.present() == {1}
+
+
+def test_on_a_vlan_it_is_on_a_bridge_of_ours(world: World) -> None:
+    world.host.links.bridges = {"br0"}
+    old, new = first(world), on_lan(world, 2, vlan=5)
+    world.ask(old, new)
+    world.wait_reported()
+    found = world.host.hypervisor.get(world.uuid)
+    assert {one.tap: one.bridge for one in found.interfaces}[tap(new)] == "ecb000002"
+    assert world.vnis() == {1, 2}
+    world.ask(old)
+    world.wait_reported()
+    assert world.vnis() == {1}
+
+
+def test_without_the_bridge_the_interface_is_refused_and_the_guest_runs_on(world: World) -> None:
+    old, new = first(world), on_lan(world, 2)
+    world.ask(old, new)
+
+    def is_said() -> bool:
+        seen = world.seen()
+        return seen is not None and "on the bridge br0, which this host does not have" in (seen.error or "")
+
+    world.eventually(is_said, timeout_s=WAIT_S)
+    assert world.taps() == {tap(old)}
+    assert world.host.filter.present() == {1}

@@ -189,6 +189,21 @@ def test_another_underlay_address_makes_the_vxlan_device_anew(hosts: Any, guests
     assert guests[0].ping(guests[1].ip)
 
 
+def test_an_underlay_whose_mtu_is_made_smaller_is_followed_by_devices_and_taps(hosts: Any, guests: Any) -> None:
+    host = hosts[0]
+    host.space("link set under0 mtu 1400")
+    assert host.ensure() == (
+        terms.TuneBridge(VNI, 1350),
+        terms.SetMtu(VXLAN, 1350),
+        terms.SetMtu(guests[0].port, 1350),
+    )
+    assert host.ensure() == ()
+    assert guests[0].ping(guests[1].ip, size_bytes=1350 - 20 - 8 - 4)
+    host.space("link set under0 mtu 1500")
+    assert len(host.ensure()) == 3
+    assert guests[0].ping(guests[1].ip, size_bytes=1450 - 20 - 8 - 4)
+
+
 def test_killed_after_any_change_of_joining_the_next_daemon_brings_it_up(hosts: Any) -> None:
     host, other = hosts
     other.ensure()

@@ -76,9 +76,11 @@ def test_an_underlay_of_another_machine_is_refused() -> None:
 
 
 def test_a_bridge_is_looked_for_only_where_one_is_configured() -> None:
-    found = dataclasses.replace(WELL, is_bridge=False)
+    found = dataclasses.replace(WELL, missing_bridges=frozenset({"br0", "br2"}))
     assert problems(found) == {}
     assert "there is none" in problems(found, Config(bridge="br0"))["bridge br0"]
+    several = problems(found, Config(bridge="br0", bridges={"lan": "br0", "dmz": "br1", "far": "br2"}))
+    assert {"bridge br0", "bridge br2"} == {name for name in several if name.startswith("bridge ")}
 
 
 def test_an_egress_device_is_looked_for_where_one_is_configured_and_missed_where_there_is_none() -> None:
@@ -123,7 +125,7 @@ def test_looking_at_this_machine_changes_nothing_and_ends(tmp_path: Path) -> Non
     config = Config(state_dir=tmp_path / "state", underlay="127.0.0.1", bridge="lo")
     found = look(config)
     assert found.is_underlay_here
-    assert not found.is_bridge
+    assert found.missing_bridges == {"lo"}
     assert found.is_egress_here
     assert not config.state_dir.exists()
     assert {r.name for r in checks(config)} >= {"libvirt", "vxlan", "underlay", "bridge lo"}

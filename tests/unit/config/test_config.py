@@ -85,6 +85,7 @@ inventory:
 image: {default: /images/small.img, allow_paths: [/images], allow_networks: [10.0.0.0/8, "fd00::/8"], max_gb: 5}
 resize: no
 bridge: br0
+bridges: {lan: br0, rack-2: br1}
 underlay: 10.9.8.7
 default_network: 192.168.7.0/24
 libvirt: qemu+unix:///system?socket=/run/x
@@ -132,6 +133,7 @@ rank: pack
         ),
         resize=False,
         bridge="br0",
+        bridges={"lan": "br0", "rack-2": "br1"},
         underlay="10.9.8.7",
         default_network=ipaddress.IPv4Network("192.168.7.0/24"),
         libvirt_uri="qemu+unix:///system?socket=/run/x",
@@ -305,6 +307,10 @@ def test_all_problems_are_reported_at_once_in_the_order_of_their_lines() -> None
         ("image: {max_gb: 0}", "must be 1 to"),
         ("bridge: a-name-that-is-too-long", "at most 15"),
         ("bridge: a/b", "name of a device"),
+        ("bridges: br0", "must be names and bridges, such as {lan: br0}"),
+        ("bridges: {Lan: br0}", "cannot be the name of a physical network"),
+        ("bridges: {lan: a/b}", "name of a device"),
+        ("bridges: {lan: br0, lan: br1}", "names lan twice"),
         ("underlay: 10.0.0.1/24", "without a prefix"),
         ("underlay: fd00::7", "must be an IPv4 address"),
         ("underlay: 0.0.0.0", "address of this host"),

@@ -1,21 +1,16 @@
 from __future__ import annotations
 
-import time
-from dataclasses import replace
 from uuid import uuid4
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from msgspec import structs
 
 from ecompute.cluster.addressing import is_unicast_mac
-from ecompute.cluster.documents import Network, NetworkHost, Port
+from ecompute.cluster.documents import Network, NetworkHost, NetworkKind, Port
 from ecompute.cluster.errors import NetworkError
-from ecompute.network import mesh, names, terms
-from ecompute.network.fake import FakeLinks
-from ecompute.network.mesh import plan, wanted
-from ecompute.network.terms import FoundBridge, FoundNetwork, FoundPort, FoundVxlan, Part, Tap, WantedNetwork
+from ecompute.network import names
+from ecompute.network.mesh import wanted
+from ecompute.network.terms import Physical, Tap, WantedNetwork
 
 VNI = 0x10
 ME = "host-1"
@@ -182,225 +177,29 @@ def test_a_host_without_a_record_of_its_own_is_refused() -> None:
         wanted(NETWORK, ME, [], HOSTS[1:])
 
 
-# --- plan ----------------------------------------------------------------------------------------
+# --- physical networks ---------------------------------------------------------------------------
 
-macs = st.integers(1, 6).map(lambda n: f"02:00:00:00:00:{n:02x}")
-underlays = st.integers(2, 6).map(lambda n: f"192.0.2.{n}")
-ports_of_a_mac = st.dictionaries(macs, underlays).map(lambda found: frozenset(found.items()))
-addresses = st.integers(1, 4).flatmap(lambda n: st.sampled_from([f"10.0.0.{n}", f"fd00::{n}"]))
-neighbours = st.dictionaries(addresses, macs).map(lambda found: frozenset(found.items()))
-zeros = st.frozensets(underlays.map(lambda underlay: (names.ZEROS, underlay)))
-
-wanteds = st.builds(
-    WantedNetwork,
-    uuid=st.just("n"),
-    vni=st.just(VNI),
-    mtu=st.sampled_from([1400, 1450]),
-    local=st.sampled_from(["192.0.2.1", "192.0.2.100"]),
-    peers=st.frozensets(underlays),
-    entries=ports_of_a_mac,
-    neighbours=neighbours,
-    taps=st.frozensets(st.sampled_from(["ect1", "ect2", "ect3", "ect4"])).map(
-        lambda taps: frozenset(Tap(name, "02:00:00:00:00:01", ()) for name in taps)
-    ),
-)
-bridges = st.none() | st.builds(
-    FoundBridge,
-    kind=st.just("bridge"),
-    mac=st.sampled_from([names.bridge_mac(VNI), "02:99:00:00:00:00"]),
-    mtu=st.sampled_from([1400, 1450, 1500]),
-    is_up=st.booleans(),
-    is_hardened=st.booleans(),
-    is_tuned=st.booleans(),
-)
-vxlans = st.none() | st.builds(
-    FoundVxlan,
-    kind=st.just("vxlan"),
-    vni=st.just(VNI),
-    local=st.sampled_from([None, "192.0.2.1", "192.0.2.100"]),
-    port=st.sampled_from([4789, 8472]),
-    is_learning=st.booleans(),
-    is_proxy=st.booleans(),
-    mtu=st.sampled_from([1400, 1450]),
-    is_up=st.booleans(),
-    is_hardened=st.booleans(),
-    is_attached=st.booleans(),
-)
+LAN = structs.replace(NETWORK, kind=NetworkKind.PHYSICAL, physical="lan", cidr=None)
 
 
-@st.composite
-def founds(draw: st.DrawFn) -> FoundNetwork:
-    bridge, vxlan = draw(bridges), draw(vxlans)
-    found = FoundNetwork(vni=VNI, bridge=bridge, vxlan=vxlan, is_guarded=draw(st.booleans()))
-    if vxlan is not None:
-        entries = draw(ports_of_a_mac) | draw(zeros)
-        # A MAC of a port has one entry: what is somebody else's is not ours too.
-        taken = {mac for mac, _ in entries} - {names.ZEROS}
-        foreign = frozenset(entry for entry in draw(ports_of_a_mac) if entry[0] not in taken) | (draw(zeros) - entries)
-        is_attached = vxlan.is_attached and bridge is not None
-        found = replace(found, entries=entries, foreign_entries=foreign, neighbours=draw(neighbours))
-        found = replace(found, vxlan=replace(vxlan, is_attached=is_attached))
-    if bridge is not None:
-        taps = draw(st.frozensets(st.sampled_from(["ect1", "ect2"])))
-        found = replace(found, ports=frozenset(FoundPort(name, draw(st.booleans())) for name in taps))
-    loose = draw(st.frozensets(st.sampled_from(["ect3", "ect4"])))
-    found = replace(found, loose=frozenset(FoundPort(name, draw(st.booleans())) for name in loose))
-    ruled = draw(st.frozensets(st.sampled_from(["ect1", "ect3", "ect5"])))
-    return replace(found, ruled=ruled, has_rules=bool(ruled) or found.is_guarded)
+def test_a_physical_network_is_on_the_bridge_that_operators_gave_its_name() -> None:
+    ports = [port(ME, "02:00:00:00:00:01"), port("host-2", "02:00:00:00:00:02", 1, "10.0.0.2/24")]
+    made = wanted(LAN, ME, ports, [], {"lan": "br0"})
+    tap = Tap("ect00000000000", "02:00:00:00:00:01", None)
+    assert made == WantedNetwork("n", VNI, 1450, None, Physical("br0"), taps=frozenset({tap}))
+    assert made.tap_bridge == "br0"
+    tagged = wanted(structs.replace(LAN, vlan=5), ME, ports, [], {"lan": "br0"})
+    assert tagged.physical == Physical("br0", 5)
+    assert tagged.tap_bridge == names.bridge_name(VNI)
 
 
-def applied(changes: tuple[terms.Change, ...], found: FoundNetwork) -> FoundNetwork:
-    links, parts = FakeLinks(), list[Part]()
-    links.networks[VNI] = replace(found, loose=frozenset())
-    links.taps = {port.name: port.is_hardened for port in found.loose}
-    after = {"is_guarded": found.is_guarded, "ruled": found.ruled, "has_rules": found.has_rules}
-    for change in changes:
-        match change:
-            case terms.Guard(part):
-                parts.append(part)
-                ruled = part.kept | {tap.name for tap in part.taps}
-                after = {"is_guarded": True, "ruled": ruled, "has_rules": True}
-            case terms.Unguard():
-                after = {"is_guarded": False, "ruled": frozenset(), "has_rules": False}
-            case _:
-                links.apply(change)
-    return replace(links.found(VNI, [port.name for port in found.loose]), **after)
+def test_where_a_physical_network_has_a_range_a_guest_keeps_to_its_addresses() -> None:
+    network = structs.replace(LAN, cidr="10.0.0.0/24")
+    (tap,) = wanted(network, ME, [port(ME, "02:00:00:00:00:01", 1, "10.0.0.1/24")], [], {"lan": "br0"}).taps
+    assert tap.addresses == ("10.0.0.1",)
 
 
-def assert_is(wanted: WantedNetwork, found: FoundNetwork) -> None:
-    assert found.is_guarded
-    assert found.bridge == FoundBridge("bridge", names.bridge_mac(VNI), wanted.mtu, True, True, True)
-    assert found.vxlan == FoundVxlan("vxlan", VNI, wanted.local, 4789, False, True, wanted.mtu, True, True, True)
-    assert all(port.is_hardened for port in found.ports)
-    assert not {port.name for port in found.loose} & wanted.tap_names
-    assert found.entries <= wanted.forwarding() <= found.entries | found.foreign_entries
-    assert found.neighbours == wanted.neighbours
-
-
-@given(wanteds, founds())
-def test_the_plan_leads_from_what_is_found_to_what_is_wanted_and_then_is_empty(
-    wanted: WantedNetwork, found: FoundNetwork
-) -> None:
-    after = applied(plan(wanted, found), found)
-    assert_is(wanted, after)
-    assert plan(wanted, after) == ()
-
-
-@given(wanteds, founds())
-def test_the_plan_leaves_entries_and_ports_that_are_not_ours(wanted: WantedNetwork, found: FoundNetwork) -> None:
-    changes = plan(wanted, found)
-    after = applied(changes, found)
-    assert {port.name for port in after.ports | after.loose} == {port.name for port in found.ports | found.loose}
-    assert {port.name for port in found.ports} <= {port.name for port in after.ports}
-    if not any(isinstance(change, terms.DeleteVxlan) for change in changes):
-        # Only a MAC that a port of ours has may be taken over.
-        ours = {mac for mac, _ in wanted.entries}
-        assert {entry for entry in found.foreign_entries if entry[0] not in ours} <= after.foreign_entries
-    for change in changes:
-        if isinstance(change, terms.DropEntry):
-            assert (change.mac, change.underlay) in found.entries
-
-
-@given(wanteds, founds(), st.data())
-def test_a_plan_cut_off_anywhere_is_finished_by_the_next(
-    wanted: WantedNetwork, found: FoundNetwork, data: st.DataObject
-) -> None:
-    changes = plan(wanted, found)
-    half = applied(changes[: data.draw(st.integers(0, len(changes)))], found)
-    assert_is(wanted, applied(plan(wanted, half), half))
-
-
-@given(wanteds, founds())
-def test_no_device_goes_up_before_it_is_hardened_attached_and_guarded(
-    wanted: WantedNetwork, found: FoundNetwork
-) -> None:
-    changes = plan(wanted, found)
-    for index, change in enumerate(changes):
-        if isinstance(change, terms.SetUp):
-            before = applied(changes[:index], found)
-            device = before.bridge if change.device == names.bridge_name(VNI) else before.vxlan
-            assert before.is_guarded
-            assert device is not None
-            assert device.is_hardened
-            assert before.vxlan is not None
-            assert before.vxlan.is_attached
-
-
-@given(wanteds, founds())
-def test_a_tap_that_is_there_keeps_its_rules_though_its_port_is_forgotten(
-    wanted: WantedNetwork, found: FoundNetwork
-) -> None:
-    there = {port.name for port in found.ports | found.loose}
-    part = mesh.part(wanted, found)
-    assert part.kept == (found.ruled & there) - wanted.tap_names
-    assert part.taps == wanted.taps
-
-
-@given(founds())
-def test_removal_leaves_nothing_and_never_takes_a_bridge_from_under_a_port(found: FoundNetwork) -> None:
-    if found.ports:
-        with pytest.raises(NetworkError, match="still has ports"):
-            plan(None, found)
-        return
-    after = applied(plan(None, found), found)
-    assert (after.bridge, after.vxlan, after.entries, after.neighbours) == (None, None, frozenset(), frozenset())
-    assert not after.has_rules
-    assert plan(None, after) == ()
-
-
-@pytest.mark.parametrize(
-    "found",
-    [
-        FoundNetwork(VNI, bridge=FoundBridge("veth")),
-        FoundNetwork(VNI, vxlan=FoundVxlan("bridge")),
-        FoundNetwork(VNI, vxlan=FoundVxlan("vxlan", vni=99)),
-        FoundNetwork(VNI, vxlan=FoundVxlan("vxlan", vni=None)),
-    ],
-)
-def test_a_device_with_our_name_that_is_not_ours_is_an_error(found: FoundNetwork) -> None:
-    for aim in (wanted(NETWORK, ME, [], HOSTS), None):
-        with pytest.raises(NetworkError, match="rename or remove it"):
-            plan(aim, found)
-
-
-def test_a_port_that_an_operator_put_on_our_bridge_is_left_as_it_is() -> None:
-    aim = wanted(NETWORK, ME, [], HOSTS)
-    found = applied(plan(aim, FoundNetwork(VNI)), FoundNetwork(VNI))
-    assert plan(aim, replace(found, ports=frozenset({FoundPort("eth5", False)}))) == ()
-
-
-def test_a_guest_that_moves_is_one_change() -> None:
-    before = wanted(NETWORK, ME, [port("host-2", "02:00:00:00:00:02", 1)], HOSTS)
-    found = applied(plan(before, FoundNetwork(VNI)), FoundNetwork(VNI))
-    after = wanted(NETWORK, ME, [port("host-3", "02:00:00:00:00:02", 2)], HOSTS)
-    assert plan(after, found) == (terms.PutEntry(VNI, "02:00:00:00:00:02", "192.0.2.3"),)
-
-
-def test_a_network_of_1000_hosts_and_10000_guests_is_compared_within_50_ms() -> None:
-    """With an IPv4 and an IPv6 address each: 11,000 forwarding entries and 30,000 neighbours."""
-    hosts = [host(f"host-{n}", f"10.1.{n // 250}.{n % 250 + 1}") for n in range(1000)]
-    ports = [
-        port(
-            f"host-{n % 1000}",
-            f"02:00:00:00:{n // 256:02x}:{n % 256:02x}",
-            1,
-            f"10.50.{n // 256}.{n % 256}/16",
-            f"fd00::{n + 1:x}/64",
-        )
-        for n in range(10_000)
-    ]
-    aim = wanted(NETWORK, "host-0", ports, hosts)
-    empty = replace(aim, peers=frozenset(), entries=frozenset(), neighbours=frozenset())
-    found = applied(plan(empty, FoundNetwork(VNI)), FoundNetwork(VNI))
-    found = replace(found, entries=aim.forwarding(), neighbours=aim.neighbours)
-    moved = [*ports[1:], structs.replace(ports[0], provider="host-5", epoch=2)]
-    durations_ms = []
-    for _ in range(15):
-        began = time.thread_time()
-        changes = plan(wanted(NETWORK, "host-0", moved, hosts), found)
-        durations_ms.append((time.thread_time() - began) * 1000)
-        assert changes == (
-            terms.PutEntry(VNI, ports[0].mac, "10.1.0.6"),
-            *(terms.PutNeighbour(VNI, a, ports[0].mac) for a in ("10.50.0.0", "fd00::1", "fe80::ff:fe00:0")),
-        )
-    assert min(durations_ms) < 50, durations_ms
+def test_a_host_without_a_bridge_of_that_name_says_so() -> None:
+    for bridges in ({}, {"dmz": "br0"}):
+        with pytest.raises(NetworkError, match="operators call 'lan'; this host has none; name it under `bridges`"):
+            wanted(LAN, ME, [], [], bridges)

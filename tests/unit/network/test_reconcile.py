@@ -11,7 +11,7 @@ from ecompute.network import names, terms
 from ecompute.network.fake import FakeFilter, FakeLinks
 from ecompute.network.filter import FilterState
 from ecompute.network.reconcile import NetworkReconciler
-from ecompute.network.terms import FoundBridge, FoundNetwork, FoundPort, Part, Tap, WantedNetwork
+from ecompute.network.terms import FoundBridge, FoundNetwork, FoundPort, Part, Physical, Tap, WantedNetwork
 
 VNI = 0x20
 WANTED = WantedNetwork(
@@ -174,7 +174,7 @@ def test_a_tap_whose_bridge_was_deleted_by_hand_is_put_on_the_new_one(
 ) -> None:
     wanted = replace(WANTED, taps=taps("ect1", "ect2"))
     links.taps["ect1"] = True
-    assert terms.AttachTap(VNI, "ect1") in reconciler.ensure(wanted)
+    assert terms.AttachTap(names.bridge_name(VNI), "ect1") in reconciler.ensure(wanted)
     links.apply(terms.DeleteBridge(VNI))
     reconciler.ensure(wanted)
     assert links.found(VNI).ports == {FoundPort("ect1", True)}
@@ -198,9 +198,11 @@ def test_a_tap_that_is_being_started_is_left_to_libvirt(links: FakeLinks, reconc
     links.taps |= {"ect1": False, "ect2": False}
     with reconciler.starting(["ect1"]):
         changes = reconciler.ensure(wanted)
-        assert [change for change in changes if isinstance(change, terms.AttachTap)] == [terms.AttachTap(VNI, "ect2")]
+        assert [change for change in changes if isinstance(change, terms.AttachTap)] == [
+            terms.AttachTap(names.bridge_name(VNI), "ect2")
+        ]
         assert "ect1" in links.taps
-    assert terms.AttachTap(VNI, "ect1") in reconciler.ensure(wanted)
+    assert terms.AttachTap(names.bridge_name(VNI), "ect1") in reconciler.ensure(wanted)
 
 
 def test_a_tap_that_was_started_while_it_was_looked_at_is_not_touched(
@@ -211,11 +213,11 @@ def test_a_tap_that_was_started_while_it_was_looked_at_is_not_touched(
     starting = reconciler.starting(["ect1"])
     look = links.found
 
-    def found(vni: int, taps: Collection[str] = ()) -> FoundNetwork:
+    def found(vni: int, taps: Collection[str] = (), **where: Any) -> FoundNetwork:
         if "ect1" not in links.taps:
             starting.__enter__()
             links.taps["ect1"] = False
-        return look(vni, taps)
+        return look(vni, taps, **where)
 
     links.found = found  # type: ignore[method-assign]
     assert reconciler.ensure(wanted) == ()
@@ -232,9 +234,9 @@ class Counting(FakeLinks):
         super().__init__()
         self.calls: list[str] = []
 
-    def found(self, vni: int, taps: Collection[str] = ()) -> FoundNetwork:
+    def found(self, vni: int, taps: Collection[str] = (), **where: Any) -> FoundNetwork:
         self.calls.append("found")
-        return super().found(vni, taps)
+        return super().found(vni, taps, **where)
 
     def glance(self, vni: int) -> FoundNetwork:
         self.calls.append("glance")
@@ -329,3 +331,46 @@ def test_a_foreign_entry_that_a_port_took_over_is_not_taken_for_one_later(
     reconciler.ensure(of_size(1))
     moved = replace(of_size(1), entries=frozenset({(mac, "192.0.2.3")}))
     assert reconciler.follow(moved) == (terms.PutEntry(VNI, mac, "192.0.2.3"),)
+
+
+# --- physical networks, and taps of none ---------------------------------------------------------
+
+UNTAGGED = WantedNetwork("n", VNI, 1500, None, Physical("br0"), taps=taps("ect1"))
+TAGGED = replace(UNTAGGED, physical=Physical("br0", 5))
+
+
+@pytest.mark.parametrize("wanted", [UNTAGGED, TAGGED])
+def test_a_physical_network_comes_and_goes_and_the_operators_bridge_stays(
+    links: FakeLinks, rules: FakeFilter, reconciler: NetworkReconciler, wanted: WantedNetwork
+) -> None:
+    with pytest.raises(NetworkError, match="br0, which this host does not have"):
+        reconciler.ensure(wanted)
+    assert (reconciler.present(), rules.state()) == (frozenset(), FilterState.ABSENT)
+    links.bridges = {"br0"}
+    reconciler.ensure(wanted)
+    assert reconciler.ensure(wanted) == reconciler.follow(wanted) == ()
+    assert reconciler.present() == {VNI}
+    links.plug("ect1", wanted.tap_bridge)
+    reconciler.ensure(wanted)
+    assert reconciler.guests(VNI) == {"ect1"}
+    with pytest.raises(NetworkError, match="still has ports: ect1"):
+        reconciler.remove(VNI)
+    links.unplug("ect1")
+    reconciler.remove(VNI)
+    assert (reconciler.present(), rules.state(), links.bridges) == (frozenset(), FilterState.ABSENT, {"br0"})
+
+
+def test_a_tap_of_no_network_is_let_through_and_keeps_its_rules_until_it_is_gone(
+    links: FakeLinks, rules: FakeFilter, reconciler: NetworkReconciler
+) -> None:
+    links.bridges = {"br0"}
+    reconciler.admit(taps("ect1", "ect2"))
+    links.plug("ect1", "br0")
+    assert rules.taps(names.NO_NETWORK) == {"ect1", "ect2"}
+    assert reconciler.present() == frozenset()
+    again = NetworkReconciler(links, rules)
+    again.admit(frozenset())
+    assert rules.taps(names.NO_NETWORK) == {"ect1"}
+    links.unplug("ect1")
+    again.admit(frozenset())
+    assert rules.state() is FilterState.ABSENT
