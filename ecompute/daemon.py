@@ -228,6 +228,7 @@ class Daemon:
             networks,
             is_held=lambda: hold.reason is not None,
             bridges=config.bridges,
+            alarms=machine.alarms,
         )
         actuator = Actuator(
             provider=provider,

@@ -24,7 +24,8 @@ from ecompute.hypervisor.accelerator import Trial
 from ecompute.hypervisor.api import Hypervisor
 from ecompute.hypervisor.connection import LibvirtHypervisor
 from ecompute.inventory import Measured
-from ecompute.network import resolvers
+from ecompute.network import guard, resolvers
+from ecompute.network.alarms import Alarms, NetlinkAlarms
 from ecompute.network.egress import Egress, HostEgress
 from ecompute.network.endpoints import Endpoints
 from ecompute.network.filter import Filter, NftFilter
@@ -67,6 +68,7 @@ class Machine:
     hypervisor: Connect
     links: Links
     filter: Filter
+    alarms: Alarms
     gateways: MakeGateways
     egress: Callable[[Path], Egress]
     """Given the file in which it remembers how its device was set."""
@@ -96,6 +98,7 @@ class Machine:
             hypervisor=connect,
             links=NetlinkLinks(),
             filter=NftFilter(),
+            alarms=NetlinkAlarms(guard.TABLE),
             gateways=HostGateways,
             egress=partial(HostEgress, config.egress),
             metadata=HostMetadata,

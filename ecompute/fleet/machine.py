@@ -23,7 +23,7 @@ from ecompute.hypervisor.domain import TapPlan
 from ecompute.hypervisor.fake import FakeHypervisor
 from ecompute.inventory import Measured
 from ecompute.machine import Machine
-from ecompute.network.fake import FakeFilter, FakeLinks
+from ecompute.network.fake import FakeAlarms, FakeFilter, FakeLinks
 from ecompute.network.fake_gateways import FakeEgress, FakeGateways
 from ecompute.network.metadata import FakeMetadata
 from ecompute.network.underlay import Address
@@ -105,6 +105,7 @@ class FleetMachine:
             hypervisor=self._connect,
             links=self.links,
             filter=self.filter,
+            alarms=FakeAlarms(),
             gateways=lambda provider, directory: self.gateways,
             egress=lambda memory: self.egress,
             metadata=lambda state: self.metadata,

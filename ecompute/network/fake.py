@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -198,6 +198,10 @@ class FakeFilter:
         self.parts[part.vni] = part
         self.is_altered = False
 
+    def repair(self) -> bool:
+        was_altered, self.is_altered = self.is_altered, False
+        return was_altered
+
     def drop(self, vni: int) -> None:
         self.parts.pop(vni, None)
         if not self.parts:
@@ -209,6 +213,20 @@ class FakeFilter:
 
     def present(self) -> frozenset[int]:
         return frozenset(self.parts)
+
+
+class FakeAlarms:
+    """Nothing is told but what a test says."""
+
+    def __init__(self) -> None:
+        self.on_device: Callable[[int], None] = lambda vni: None
+        self.on_rules: Callable[[], None] = lambda: None
+
+    def start(self, on_device: Callable[[int], None], on_rules: Callable[[], None]) -> None:
+        self.on_device, self.on_rules = on_device, on_rules
+
+    def close(self) -> None:
+        self.__init__()  # type: ignore[misc]
 
 
 def _applied(change: terms.LinkChange, found: FoundNetwork) -> FoundNetwork:

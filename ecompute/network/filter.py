@@ -36,6 +36,13 @@ class Filter(Protocol):
             NetworkError: nft is missing or refused them.
         """
 
+    def repair(self) -> bool:
+        """Put back what is not there of all that was put; return whether anything was not.
+
+        Raises:
+            NetworkError: nft is missing or refused it.
+        """
+
     def drop(self, vni: int) -> None:
         """Take the rules of a network away, and with the last one everything; nothing may be there."""
 
@@ -77,6 +84,14 @@ class NftFilter:
             self._look()
             self._parts[part.vni] = part
             self._become(self._found_parts() | {vni: self._objects(known) for vni, known in self._parts.items()})
+
+    def repair(self) -> bool:
+        with self._lock:
+            self._look()
+            if not self._parts or all(self.state(part) is FilterState.WHOLE for part in self._parts.values()):
+                return False
+            self.put(next(iter(self._parts.values())))
+            return True
 
     def drop(self, vni: int) -> None:
         with self._lock:

@@ -35,6 +35,7 @@ from ecompute.cluster.errors import CloudError, NetworkError, OnHold
 from ecompute.cluster.periodic import Periodic
 from ecompute.cluster.retries import Retries
 from ecompute.cluster.store import Follow, Store, Watcher
+from ecompute.network.alarms import Alarms
 from ecompute.network.gateway_reconcile import GatewayReconciler
 from ecompute.network.mesh import wanted
 from ecompute.network.names import gateway_name
@@ -57,6 +58,7 @@ class Memberships:
         memory: a directory in which it is remembered which networks were brought up here.
         is_held: whether the host is on hold.
         bridges: what operators call the host's bridges, and their names.
+        alarms: tells of damage, so that it does not last until the next scan.
         scan_period_s: how often all of it is read and put right, whether anything has happened or not.
     """
 
@@ -71,6 +73,7 @@ class Memberships:
         *,
         is_held: Callable[[], bool],
         bridges: Mapping[str, str] = MappingProxyType({}),
+        alarms: Alarms | None = None,
         scan_period_s: float = SCAN_PERIOD_S,
     ) -> None:
         self._store = store
@@ -82,6 +85,7 @@ class Memberships:
         memory.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._is_held = is_held
         self._bridges = bridges
+        self._alarms = alarms
         self._lock = threading.Lock()
         self._users: dict[str, set[str]] = {}
         self._vnis: dict[str, int] = {}
@@ -95,6 +99,8 @@ class Memberships:
         self._failures: dict[str, str] = {}
         """What was said of a network's gateway that is not as it should be."""
         self._damaged_at: dict[int, float] = {}
+        self._suspect: set[str] = set()
+        """Networks of which something was damaged: all of each is read again."""
         self._not_before = 0.0
         self._is_converging = False
         self._pause = Retries("network-pause", lambda _: self._periodic.wake())
@@ -107,9 +113,13 @@ class Memberships:
         gateways.on_damage(self._damaged)
 
     def start(self) -> None:
+        if self._alarms is not None:
+            self._alarms.start(self._damaged, self._repair_filter)
         self._periodic.start()
 
     def close(self) -> None:
+        if self._alarms is not None:
+            self._alarms.close()
         self._gateways.close()
         self._retries.close()
         self._pause.close()
@@ -338,6 +348,7 @@ class Memberships:
         now = time.monotonic()
         with self._lock:
             uuids = [uuid for uuid, known in self._vnis.items() if known == vni]
+            self._suspect.update(uuids)
             is_again = now < self._damaged_at.get(vni, -RETRY_S) + RETRY_S
             self._damaged_at[vni] = now
         for uuid in uuids:
@@ -345,6 +356,18 @@ class Memberships:
                 self._retries.later(uuid, RETRY_S)
             else:
                 self._mark(uuid)
+
+    def _repair_filter(self) -> None:
+        """Put back rules that somebody else has taken away."""
+        if self._is_held():
+            return
+        try:
+            if self._reconciler.repair_filter():
+                log.warning("somebody changed the rules in our nftables tables; they are put back")
+        except NetworkError as error:
+            log.error("the rules of the filter are not as they should be: %s", error)
+            self._is_admission_due = True
+            self._periodic.wake()
 
     def _wake_in(self, left_s: float) -> None:
         if left_s > 0:
@@ -357,6 +380,8 @@ class Memberships:
             began = time.monotonic()
             is_scan = not self._marked or began >= self._scan_at
             marked = set(self._users) if is_scan else self._marked
+            suspect = self._suspect & marked
+            self._suspect -= suspect
             self._marked = set()
             self._is_converging = True
         try:
@@ -366,7 +391,7 @@ class Memberships:
                 self._admit_again()
             for uuid in sorted(marked):
                 try:
-                    self._converge(uuid, is_scan=is_scan)
+                    self._converge(uuid, is_scan=is_scan or uuid in suspect)
                 except CloudError as error:
                     log.warning("network %s is not as it should be: %s", uuid, error)
                     self._retries.later(uuid, RETRY_S)

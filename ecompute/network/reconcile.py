@@ -134,6 +134,15 @@ class NetworkReconciler:
         """Return ``found``, saying whether the filter is in place for it."""
         return replace(found, is_guarded=self._filter.state(part(wanted, found)) is FilterState.WHOLE)
 
+    def repair_filter(self) -> bool:
+        """Put back what somebody else has taken from the filter; return whether that was anything.
+
+        Raises:
+            NetworkError: the kernel refused it.
+        """
+        with self._lock:
+            return self._filter.repair()
+
     def admit(self, taps: frozenset[Tap]) -> None:
         """Let ``taps``, which are on an operator's bridge and of no network, pass what their guests may send.
 

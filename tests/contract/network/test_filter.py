@@ -99,6 +99,12 @@ def test_a_tap_without_a_port_keeps_its_rules_as_long_as_it_is_asked_for(rules: 
     assert rules.taps(VNI) == {SECOND.name}
 
 
+def test_nothing_is_repaired_where_nothing_was_put_or_everything_is_there(rules: Filter) -> None:
+    assert not rules.repair()
+    rules.put(PART)
+    assert not rules.repair()
+
+
 # --- nftables only -------------------------------------------------------------------------------
 
 
@@ -166,6 +172,17 @@ def test_rules_that_somebody_altered_are_seen_and_put_back(nft_rules: NftFilter,
     nft_rules.put(PART)
     assert all(nft_rules.state(part) is FilterState.WHOLE for part in (PART, OTHER, PHYSICAL))
     assert Tables(TABLES).found() == before
+
+
+def test_all_that_was_put_is_repaired_at_once(nft_rules: NftFilter) -> None:
+    for part in (PART, OTHER):
+        nft_rules.put(part)
+    nft("flush ruleset")
+    assert nft_rules.repair()
+    assert nft_rules.state(PART) is nft_rules.state(OTHER) is FilterState.WHOLE
+    nft(f"flush chain bridge ecompute n{VNI + 1:06x}.{SECOND.name}")
+    assert nft_rules.repair()
+    assert nft_rules.state(OTHER) is FilterState.WHOLE
 
 
 def test_what_another_network_lost_is_put_back_too(nft_rules: NftFilter) -> None:

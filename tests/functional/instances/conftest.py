@@ -19,7 +19,7 @@ from ecompute.instances.memory import Memory
 from ecompute.instances.patience import Patience
 from ecompute.instances.reconciler import InstanceReconciler
 from ecompute.instances.reporter import Reporter
-from ecompute.network.fake import FakeFilter, FakeLinks
+from ecompute.network.fake import FakeAlarms, FakeFilter, FakeLinks
 from ecompute.network.fake_gateways import FakeEgress, FakeGateways
 from ecompute.network.gateway_memory import GatewayMemory
 from ecompute.network.gateway_reconcile import GatewayReconciler
@@ -69,9 +69,20 @@ class Host:
             control_plane=frozenset,
             metadata=FakeMetadata(),
         )
+        self.alarms = FakeAlarms()
         memberships = Memberships(
-            store, watcher, networks, gateways, PROVIDER, remembered, is_held=lambda: False, bridges=BRIDGES
+            store,
+            watcher,
+            networks,
+            gateways,
+            PROVIDER,
+            remembered,
+            is_held=lambda: False,
+            bridges=BRIDGES,
+            alarms=self.alarms,
         )
+        memberships.start()
+        opened.callback(memberships.close)
         actuator = Actuator(
             provider=PROVIDER,
             place=Place(self.files, PROVIDER, is_new=before is None),

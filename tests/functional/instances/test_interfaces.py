@@ -28,6 +28,8 @@ from ecompute.cluster.documents import (
 )
 from ecompute.cluster.store import Put, Store
 from ecompute.instances import reconciler
+from ecompute.network.filter import FilterState
+from ecompute.network.terms import DeleteBridge, DeleteVxlan
 
 PROVIDER = "00000000-0000-0000-0000-00000000000a"
 WAIT_S = 30.0
@@ -289,3 +291,20 @@ def test_without_the_bridge_the_interface_is_refused_and_the_guest_runs_on(world
     world.eventually(is_said, timeout_s=WAIT_S)
     assert world.taps() == {tap(old)}
     assert world.host.filter.present() == {1}
+
+
+# --- damage --------------------------------------------------------------------------------------
+
+
+def test_what_is_damaged_is_put_back_when_it_is_told_not_at_the_next_scan(world: World) -> None:
+    host = world.host
+    whole = host.links.found(1)
+    host.links.apply(DeleteVxlan(1))
+    host.alarms.on_device(1)
+    world.eventually(lambda: host.links.found(1) == whole, timeout_s=WAIT_S)
+    host.links.apply(DeleteBridge(1))
+    host.alarms.on_device(1)
+    world.eventually(lambda: host.links.found(1) == whole, timeout_s=WAIT_S)
+    host.filter.is_altered = True
+    host.alarms.on_rules()
+    assert host.filter.state() is FilterState.WHOLE

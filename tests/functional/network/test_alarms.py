@@ -1,0 +1,98 @@
+"""Who deletes a device of ours or changes our rules is noticed at once, and nobody else is."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from netlab import VNI, Namespace
+
+from ecompute.network import names
+from ecompute.network.alarms import NetlinkAlarms
+from ecompute.network.guard import TABLE
+
+DEADLINE_S = 10.0
+
+
+class Heard:
+    def __init__(self) -> None:
+        self.devices: list[int] = []
+        self.rules = 0
+        self._changed = threading.Condition()
+
+    def device(self, vni: int) -> None:
+        with self._changed:
+            self.devices.append(vni)
+            self._changed.notify_all()
+
+    def table(self) -> None:
+        with self._changed:
+            self.rules += 1
+            self._changed.notify_all()
+
+    def wait(self, until: Callable[[], bool]) -> None:
+        with self._changed:
+            assert self._changed.wait_for(until, DEADLINE_S)
+
+
+@pytest.fixture
+def heard(hosts: Any) -> Iterator[Heard]:
+    host, heard = hosts[0], Heard()
+    host.ensure()
+    alarms = NetlinkAlarms(TABLE)
+    host.do(lambda: alarms.start(heard.device, heard.table))
+    try:
+        yield heard
+    finally:
+        alarms.close()
+        alarms.close()
+
+
+def settled(space: Namespace, heard: Heard) -> None:
+    """Wait until all that was done before has been told: the next change of ours is."""
+    before = heard.rules
+    space.run("nft", "add", "chain", "bridge", TABLE, "another")
+    heard.wait(lambda: heard.rules > before)
+
+
+@pytest.mark.parametrize("device", [names.bridge_name(VNI), names.vxlan_name(VNI)])
+def test_a_device_of_ours_that_is_deleted_is_told(hosts: Any, heard: Heard, device: str) -> None:
+    hosts[0].space(f"link delete {device}")
+    heard.wait(lambda: heard.devices == [VNI])
+
+
+@pytest.mark.parametrize(
+    "harm",
+    ["flush ruleset", f"delete table bridge {TABLE}", f"insert rule inet {TABLE} input accept"],
+)
+def test_a_change_of_our_rules_is_told(hosts: Any, heard: Heard, harm: str) -> None:
+    hosts[0].space.run("nft", *harm.split())
+    heard.wait(lambda: heard.rules > 0)
+
+
+def test_what_is_not_ours_is_told_to_nobody(hosts: Any, heard: Heard) -> None:
+    space = hosts[0].space
+    space("link add br9 type bridge")
+    space("link delete br9")
+    space.run("nft", "add", "table", "inet", "firewall")
+    space.run("nft", "delete", "table", "inet", "firewall")
+    settled(space, heard)
+    assert (heard.devices, heard.rules) == ([], 1)
+
+
+def test_many_changes_at_once_are_told_a_few_times(hosts: Any, heard: Heard) -> None:
+    space = hosts[0].space
+    space.run("nft", "; ".join(f"add chain bridge {TABLE} c{n}" for n in range(3000)))
+    settled(space, heard)
+    assert heard.rules <= 5
+
+
+def test_closed_it_leaves_no_thread(hosts: Any) -> None:
+    before = threading.active_count()
+    alarms = NetlinkAlarms(TABLE)
+    hosts[0].do(lambda: alarms.start(lambda vni: None, lambda: None))
+    assert threading.active_count() == before + 1
+    alarms.close()
+    assert threading.active_count() == before
