@@ -249,6 +249,10 @@ def test_the_tool_lists_shows_and_removes(tool: Any, guest: str, host: Any, stor
     (row,) = json.loads(tool("interface", "list", "web-1", "-o", "json").stdout)
     assert (row["uuid"], row["state"], row["network"], row["model"]) == (uuid_, "present", "default", "virtio")
     assert row == json.loads(tool("interface", "show", "web-1", uuid_[:8], "-o", "json").stdout)
+    completed = tool(
+        _ESCHEDULE_COMPLETE="bash_complete", COMP_WORDS=f"eschedule interface show web-1 {uuid_[:3]}", COMP_CWORD="4"
+    )
+    assert completed.stdout == f"plain,{uuid_}\n"
     done = tool("interface", "remove", "web-1", uuid_[:8], "-o", "json")
     (row,) = json.loads(done.stdout)
     assert (done.returncode, row["state"]) == (0, "leaving")
