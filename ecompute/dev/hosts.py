@@ -25,6 +25,7 @@ import re
 import signal
 import subprocess
 from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
 from typing import Self
 
 from ecompute.cluster.errors import StepFailed, one_line
@@ -151,9 +152,15 @@ def enter(netns: str) -> list[str]:
 def remove_networks(netns: str) -> None:
     """Remove the namespaces into which the devices of a host lead, with all processes in them.
 
+    The metadata service, which has sockets in them, runs in the host's own: it ends, too.
+
     Raises:
         StepFailed: one could not be removed.
     """
+    for pid in ip("netns", "pids", netns).split():
+        with contextlib.suppress(OSError):
+            if b"md_server" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
+                os.kill(int(pid), signal.SIGKILL)
     for name in networks(netns):
         for pid in ip("netns", "pids", name).split():
             with contextlib.suppress(ProcessLookupError):
