@@ -19,6 +19,7 @@ import yaml
 from ecompute.cluster import groups, keys
 from ecompute.cluster.config import Config, EtcdSettings, ImageSettings, PlacementSettings
 from ecompute.cluster.documents import (
+    AddressLock,
     Admin,
     AdminState,
     Alive,
@@ -265,12 +266,14 @@ def query(make_request: Callable[..., LaunchRequest]) -> str:
 
 @pytest.fixture
 def all_keys(store: Store) -> Callable[[], set[str]]:
-    """Return all keys of etcd, without those of hosts."""
+    """Return all keys of etcd, without those of hosts, and without addresses that rest: those go by themselves."""
 
     def read() -> set[str]:
         found, _ = store.keys("/")
+        locks = store.list(keys.NETWORKS, AddressLock).items
+        resting = {lock.key for lock in locks if lock.value.is_resting}
         of_hosts = (keys.NODES, keys.ALIVE, keys.ADMIN, "/cluster/", f"{keys.EVENTS}{LEAD}/{HOST}/")
-        return {key for key in found if not key.startswith(of_hosts)}
+        return {key for key in found if not key.startswith(of_hosts) and key not in resting}
 
     return read
 
