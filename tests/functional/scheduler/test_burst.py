@@ -257,8 +257,9 @@ def test_a_burst_exceeds_no_capacity_and_leaks_nothing_while_hosts_are_drained_a
         f"{LAUNCHES} launches by {SCHEDULERS} schedulers on {HOSTS} hosts in {took_s:.0f} s, settled {settled_s:.0f} s "
         f"later, {events} events of etcd: {dict(answers.said)} {dict(burst.done)}, {len(instances)} left",
     )
-    # On an overloaded machine placement does not answer in time; what was claimed then is for the audit to find.
-    assert answers.said.keys() <= {"launched", "NoRoom", "PlacementUnavailable"}, answers.unexpected
+    # On an overloaded machine placement does not answer in time, and what was claimed then is for the audit to find;
+    # or it answers so slowly that there is no time for another try.
+    assert answers.said.keys() <= {"launched", "NoRoom", "PlacementUnavailable", "Outrun"}, answers.unexpected
 
 
 def race(racers: list[Any], requests: list[dict[str, int]], answers: Answers) -> None:
