@@ -22,7 +22,15 @@ from typing import TYPE_CHECKING
 from ecompute.cluster import keys
 from ecompute.cluster.chosen import Chosen
 from ecompute.cluster.documents import Incarnation, Instance, Intent, timestamp
-from ecompute.cluster.errors import CompareFailed, Conflict, ForeignConsumer, OnHold, Outrun, StoreUnavailable
+from ecompute.cluster.errors import (
+    ClaimRefused,
+    CompareFailed,
+    Conflict,
+    ForeignConsumer,
+    OnHold,
+    Outrun,
+    StoreUnavailable,
+)
 from ecompute.cluster.failpoint import reach
 from ecompute.cluster.store import Compare, Delete, Op, Put, Store, Versioned, absent, unchanged
 
@@ -73,9 +81,10 @@ class Claim:
         self._intent = intent
         self._incarnation = incarnation
         self.is_in_doubt = False
-        """Whether a request went unanswered. It may have been written, and an etcd that was put back
-        since would not show it: the claim may be in use whatever etcd says, and only its host, which
-        the audit asks, can tell. Neither `release` nor `give_up` touches it then."""
+        """Whether a request went unanswered, or the claim of a chosen uuid was not seen to be taken by us.
+        It may have been written, and an etcd that was put back since would not show it: the claim may be
+        in use whatever etcd says, and only its host, which the audit asks, can tell. Neither `release`
+        nor `give_up` touches it then."""
 
     def take(
         self,
@@ -97,8 +106,11 @@ class Claim:
                 to the audit.
         """
         self._has_claimed = True
+        # Where etcd has lost what it knew, a uuid that a client chose may hold the claim of a guest that
+        # runs: what is found under it, and not written by us, is not ours to give back.
+        was_in_doubt, self.is_in_doubt = self.is_in_doubt, self.is_in_doubt or self._chosen is not None
         try:
-            self._claims.placement.claim(
+            is_new = self._claims.placement.claim(
                 self.consumer,
                 allocations,
                 mappings or {},
@@ -109,14 +121,13 @@ class Claim:
             )
         except ForeignConsumer:
             self._is_foreign = True
+            self.is_in_doubt = was_in_doubt
             raise
-        except Outrun:
+        except (ClaimRefused, Outrun):
+            self.is_in_doubt = was_in_doubt
             raise
-        except Conflict:
-            # Where etcd has lost what it knew, a uuid that a client chose may hold a claim of a guest that
-            # runs: not ours to give back.
-            self.is_in_doubt = self.is_in_doubt or self._chosen is not None
-            raise
+        if is_new:
+            self.is_in_doubt = was_in_doubt
         reach("claim.claimed")
 
     def request(self, compares: list[Compare], operations: list[Op]) -> int:

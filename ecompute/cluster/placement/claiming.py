@@ -125,15 +125,16 @@ def held_by(transport: Transport, send: Send, consumer: str) -> ConsumerAllocati
     return transport.read(answer, consumer_allocations_from)
 
 
-def claim(transport: Transport, wanted: ClaimRequest, stop: AbstractSet[str]) -> None:
+def claim(transport: Transport, wanted: ClaimRequest, stop: AbstractSet[str]) -> bool:
     """Take what ``wanted`` says. See `Placement.claim`."""
     path = f"/allocations/{checked_uuid(wanted.consumer)}"
     look = _Look(transport)
     overtaken = 0
+    is_new = True
     refused = _Refusals(transport, [wanted.allocations], stop, f"claiming for {wanted.consumer}")
 
     def step(send: Send) -> None:
-        nonlocal overtaken
+        nonlocal overtaken, is_new
         # Placement makes the consumer in a transaction of its own. Killed before the next one, it
         # leaves a consumer that holds nothing, is shown to nobody, and wants generation 0.
         generation = 0 if overtaken and overtaken % 2 == 0 else None
@@ -142,6 +143,7 @@ def claim(transport: Transport, wanted: ClaimRequest, stop: AbstractSet[str]) ->
         except Overtaken:
             held = look.held_by(wanted.consumer)
             if _is_same(held, wanted.held):
+                is_new = False
                 return
             if held:
                 raise _holds_another(wanted.consumer, held) from None
@@ -151,6 +153,7 @@ def claim(transport: Transport, wanted: ClaimRequest, stop: AbstractSet[str]) ->
             refused.tell(answer)
 
     transport.settle(step, unsettled=f"it is not known whether the claim of {wanted.consumer} was written")
+    return is_new
 
 
 def claim_many(transport: Transport, claims: Sequence[ClaimRequest], stop: AbstractSet[str]) -> None:

@@ -127,8 +127,10 @@ class Placement(Providers):
         user_id: str,
         consumer_type: str = "ECOMPUTE_INSTANCE",
         stop: AbstractSet[str] = frozenset(),
-    ) -> None:
-        """Take ``allocations`` for ``consumer``, all or none. It holds nothing yet, or just this.
+    ) -> bool:
+        """Take ``allocations`` for ``consumer``, all or none; return whether this was written now.
+
+        False: it held just this already, by an earlier try that went unanswered, or else by somebody's.
 
         Args:
             consumer: the uuid of what will use them.
@@ -150,7 +152,7 @@ class Placement(Providers):
         """
         wanted = ClaimRequest(consumer, allocations, mappings or {}, project_id, user_id, consumer_type)
         with self._turns.taken(allocations):
-            claiming.claim(self._transport, wanted, stop)
+            return claiming.claim(self._transport, wanted, stop)
 
     def claim_many(self, claims: Sequence[ClaimRequest], *, stop: AbstractSet[str] = frozenset()) -> None:
         """Take all of ``claims`` in one write: all or none.

@@ -18,7 +18,7 @@ from ecompute.cluster.claims import FAILPOINTS, Claims
 from ecompute.cluster.documents import IdempotencyKey, Instance, Intent, State, UsedUuid
 from ecompute.cluster.errors import Conflict, ForeignConsumer, InvalidInput, NoRoom
 from ecompute.cluster.placement import ClaimRequest
-from ecompute.cluster.store import Put, Store
+from ecompute.cluster.store import DeletePrefix, Put, Store
 from ecompute.cluster.upkeep.audit import Audit
 from ecompute.cluster.upkeep.decide import GRACE_S
 from eschedule.cloud.connection import Cloud
@@ -223,6 +223,26 @@ def test_a_claim_that_somebody_else_has_under_the_uuid_is_left_to_the_audit(
     with pytest.raises(Conflict, match="already holds another allocation"):
         Launcher(cloud).launch(make_request(uuid=chosen))
     assert host.claims() == {chosen: rows[host.provider]}
+
+
+def test_the_claim_of_a_guest_that_etcd_has_forgotten_is_never_given_back_for_a_repeated_launch(
+    cloud: Cloud, store: Store, make_host: Callable[..., Any], make_request: Callable[..., Any], chosen: str
+) -> None:
+    """etcd was emptied, the launch is repeated as it was, and its host notices and goes on hold meanwhile."""
+    host = make_host()
+    request = make_request(uuid=chosen)
+    Launcher(cloud).launch(request)
+    held = host.claims()
+    store.commit([], [DeletePrefix(prefix) for prefix in (keys.INSTANCES, keys.HOSTS, keys.UUIDS, keys.NAMES)])
+
+    def step(text: str) -> None:
+        if text.startswith("telling"):
+            host.node(hold="etcd was put back")
+
+    with pytest.raises(Conflict, match="whether it was asked before is not known"):
+        Launcher(cloud, on_step=step).launch(request)
+    assert host.claims() == held
+    assert store.count(keys.intent(chosen)), "it is the audit's"
 
 
 def test_a_claim_that_another_tool_has_under_the_uuid_is_left_and_the_launch_given_up_at_once(
