@@ -49,6 +49,11 @@ class Election:
         self._lock = threading.Lock()
         self._lease: Lease | None = None
         self._term: Term | None = None
+        self._is_doubted = False
+
+    def doubt(self) -> None:
+        """The key has changed: the next `campaign` looks whether it is still the one that was put."""
+        self._is_doubted = True
 
     @property
     def term(self) -> Term | None:
@@ -65,6 +70,14 @@ class Election:
             StoreUnavailable: etcd does not answer.
         """
         term = self.term
+        if term is not None and self._is_doubted:
+            try:
+                self._store.commit([term.holds()], [])
+            except CompareFailed:
+                # Somebody has deleted it: nothing passes any more that compares it, and its lease would never end.
+                self.resign()
+                term = None
+            self._is_doubted = False
         if term is not None:
             return term
         if self._store.keys(self._key, limit=1)[0]:

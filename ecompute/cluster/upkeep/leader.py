@@ -121,6 +121,7 @@ class Leader:
 
     def _lead_changed(self, change: Change[Lead]) -> None:
         if change.is_relist or change.after is None:
+            self._election.doubt()
             self._periodic.wake()
 
     def _guard(self) -> list[Compare]:

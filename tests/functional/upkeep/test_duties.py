@@ -91,6 +91,18 @@ def test_whose_lead_is_anothers_writes_nothing(
         store.commit([old.holds], [incarnation])
 
 
+def test_who_leads_begins_a_new_term_when_somebody_deletes_its_key(
+    leads: Callable[[Counted], Leader], store: Store, eventually: Callable[..., None]
+) -> None:
+    """Its lease would never end, and nothing that it writes would pass."""
+    counted = Counted()
+    leads(counted)
+    eventually(lambda: counted.charges)
+    store.commit([], [Delete(keys.lead(ROLE))])
+    eventually(lambda: len(counted.charges) > 1)
+    store.commit([counted.charges[-1].holds], [])
+
+
 def test_a_pause_ends_with_the_term(leads: Callable[[Counted], Leader], eventually: Callable[..., None]) -> None:
     counted = Counted()
     leader = leads(counted)
