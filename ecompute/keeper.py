@@ -108,11 +108,22 @@ class HostKeeper:
         self.is_settled = True
 
     def close(self) -> None:
-        """Keep everything new off the host."""
-        try:
-            self._registrar.close()
-        except CloudError as error:
-            log.warning("the host could not be closed for new instances: %s", error)
+        """Say that the daemon stops, and keep everything new off the host.
+
+        What does not go through is the lead's: it closes who says so, and marks lost who does not.
+        """
+        for act in (self._say_stopped, self._registrar.close):
+            try:
+                act()
+            except CloudError as error:
+                log.warning("the host could not be closed for new instances: %s", error)
+
+    def _say_stopped(self) -> None:
+        found = self._store.get(keys.node(self._provider), Node)
+        if found is not None:
+            now = self._node(found.value.hold).reported_at
+            node = structs.replace(found.value, closed="its daemon was stopped", stopped=now, reported_at=now)
+            self._store.commit([unchanged(found)], [Put(found.key, node)])
 
     def _has_stood(self, admin: Admin | None) -> None:
         """Take note that placement has it as it was decided."""

@@ -55,7 +55,7 @@ def bar_of(node: Node | None, admin: Admin | None) -> Bar | None:
     if node.hold is not None:
         return Bar("hold", f"is on hold: {node.hold}")
     if admin is None or admin.effective is AdminState.ACTIVE:
-        return None
+        return None if node.stopped is None else Bar("stopped", f"was stopped at {node.stopped}")
     said = {
         AdminState.LOST: f"is lost since {admin.lost_since}",
         AdminState.DRAINING: "is draining",

@@ -6,7 +6,8 @@ the lead does it once the host counts as lost; and whoever says the same again d
 
 `close` is a write to placement, which compares nothing of etcd. One that was delayed until after the
 host had been opened again would leave it closed until its keeper looks by itself. So it looks at
-``/admin`` afterwards and, where that says active, rewrites it as it is, which has the keeper look at once.
+``/admin`` afterwards and, where that does not say otherwise, rewrites it as it is, which has the keeper look
+at once.
 
 Threads: any; nothing is kept between calls.
 """
@@ -61,13 +62,19 @@ def say(
 
 
 def close(store: Store, placement: Placement, provider: str) -> bool:
-    """Keep everything new off a host of which ``/admin`` says so; return whether placement knows it. Idempotent."""
+    """Keep everything new off a host of which ``/admin`` says so, or that says itself that it is stopped.
+
+    Returns whether placement knows it. Idempotent.
+    """
     try:
-        placement.close_host(provider)
+        has_written = placement.close_host(provider)
     except NotFound:
         return False  # it registers closed, for it reads `/admin` first
-    found = store.get(keys.admin(provider), Admin)
-    if found is not None and found.value.effective is AdminState.ACTIVE:
-        with suppress(CompareFailed):  # whoever else rewrote it has the host look as well
-            store.commit([unchanged(found)], [Put(found.key, found.value)])
+    key = keys.admin(provider)
+    found = store.get(key, Admin)
+    with suppress(CompareFailed):  # whoever else wrote it has the host look as well
+        if found is None and has_written:
+            store.commit([absent(key)], [Put(key, Admin())])
+        elif found is not None and found.value.effective is AdminState.ACTIVE:
+            store.commit([unchanged(found)], [Put(key, found.value)])
     return True

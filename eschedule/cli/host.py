@@ -83,8 +83,9 @@ def _machine(host: HostView) -> dict[str, Any]:
 def hosts(settings: Settings, output: str) -> int:
     """List the hosts: their state, and how much of each resource is used, of how much.
 
-    A host is up, down (its daemon does not answer), draining, in maintenance, lost, or on hold (the
-    data in etcd is not what it knew; see its log). What operators do with it is `eschedule host`.
+    A host is up, down (its daemon does not answer), stopped (in order), draining, in maintenance,
+    lost, or on hold (the data in etcd is not what it knew; see its log). What operators do with it is
+    `eschedule host`.
 
     \b
     Example:  eschedule hosts
@@ -127,8 +128,8 @@ def list_(settings: Settings, output: str) -> int:
     """List the hosts as operators see them: what they are to do, where they are, and why they do not.
 
     active takes new instances; draining, maintenance (as operators said), lost (not heard of for a
-    minute and more), hold, closed (it says why, for example that it starts) and down do not. All
-    are read with one question to placement.
+    minute and more), stopped (in order, and says so), hold, closed (it says why, for example that it
+    starts) and down do not. All are read with one question to placement.
 
     \b
     Example:  eschedule host list

@@ -40,6 +40,8 @@ class Node(Document, frozen=True, kw_only=True):
     """Why the host neither builds nor removes anything, or nothing."""
     closed: str | None = None
     """Why it takes nothing new though no operator says so: it starts, or waits for something. Or nothing."""
+    stopped: str | None = None
+    """Since when its daemon is stopped, by its own word. One that says so is not lost."""
     unclaimed: int = 0
     """How many of its guests placement knows no claim of: it was emptied, or set back. The lead claims for them."""
     inventory: dict[str, InventoryFacts] = {}

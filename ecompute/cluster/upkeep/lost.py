@@ -8,8 +8,12 @@ fails. Guests, claims and addresses stay: that a host is silent does not say tha
 
 When it is heard again ``lost_since`` goes, and the host opens itself.
 
-`judge` is pure; `Watch` reads three ranges of keys a look, and acts. If the lead dies after the mark
-and before the host is closed, the next one closes it: it knows of no lost host that it is closed.
+A host whose daemon was stopped in order has said so in ``/nodes``, and is not lost, however long it is
+silent: it is closed in placement, where it could not do that itself, and nothing else.
+
+`judge` is pure; `Watch` reads three ranges of keys a look, and the nodes of who is silent, and acts. If the
+lead dies after the mark and before the host is closed, the next one closes it: it knows of no lost host
+that it is closed.
 """
 
 from __future__ import annotations
@@ -22,7 +26,7 @@ from dataclasses import dataclass
 
 from ecompute.cluster import keys
 from ecompute.cluster.closing import said
-from ecompute.cluster.documents import Admin, timestamp
+from ecompute.cluster.documents import Admin, Node, timestamp
 from ecompute.cluster.errors import CompareFailed
 from ecompute.cluster.saying import close
 from ecompute.cluster.store import Put, Versioned, absent, present, unchanged
@@ -39,7 +43,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Verdict:
-    """``missing``: {provider: since when it has not been heard}; ``lost`` and ``back``: to be marked and unmarked."""
+    """``missing``: {provider: since when it has not been heard}; ``lost`` and ``back``: to be marked and unmarked.
+
+    Back is who is heard, and who says that it is stopped.
+    """
 
     missing: Mapping[str, float]
     lost: frozenset[str]
@@ -50,6 +57,7 @@ def judge(
     *,
     registered: AbstractSet[str],
     alive: AbstractSet[str],
+    stopped: AbstractSet[str] = frozenset(),
     marked: AbstractSet[str],
     missing: Mapping[str, float],
     now_s: float,
@@ -60,13 +68,14 @@ def judge(
     Args:
         registered: the providers of all hosts.
         alive: of those that are heard.
+        stopped: of those that say that their daemon is stopped.
         marked: of those that count as lost.
         missing: what the look before found; empty at first.
         now_s: of a monotonic clock.
     """
-    silent = {provider: missing.get(provider, now_s) for provider in registered - alive}
+    silent = {provider: missing.get(provider, now_s) for provider in registered - alive - stopped}
     lost = {provider for provider, since in silent.items() if now_s - since >= lost_after_s}
-    return Verdict(silent, frozenset(lost - marked), frozenset(marked & alive))
+    return Verdict(silent, frozenset(lost - marked), frozenset(marked & (alive | stopped)))
 
 
 class Watch:
@@ -98,6 +107,8 @@ class Watch:
         admins = {keys.last(item.key): item for item in store.list(keys.ADMIN, Admin).items}
         registered = {keys.last(key) for key in store.keys(keys.NODES)[0]}
         alive = {keys.last(key) for key in store.keys(keys.ALIVE)[0]}
+        silent = store.get_many([keys.node(provider) for provider in sorted(registered - alive)], Node).items
+        stopped = {keys.last(item.key): item for item in silent if item.value.stopped is not None}
         if self._charge.clock() - self._looked_s > 3 * PERIOD_S:
             # Etcd was away, perhaps with all leases: how long a host was silent cannot be said.
             self._missing = {}
@@ -106,23 +117,30 @@ class Watch:
         verdict = judge(
             registered=registered,
             alive=alive,
+            stopped=stopped.keys(),
             marked=marked,
             missing=self._missing,
             now_s=self._charge.clock(),
             lost_after_s=self._lost_after_s,
         )
         self._missing = verdict.missing
-        self._closed &= marked - verdict.back
+        self._closed &= (marked - verdict.back) | stopped.keys()
         for provider in sorted(verdict.back):
-            self._each(f"host {provider} is back and stays marked lost", self._unmark, provider, admins[provider])
+            self._each(
+                f"host {provider} is back and stays marked lost",
+                self._unmark,
+                provider,
+                admins[provider],
+                stopped.get(provider),
+            )
         newly = {
             provider
             for provider in sorted(verdict.lost)
             if self._each(f"host {provider} could not be marked lost", self._mark, provider, admins.get(provider))
         }
-        for provider in sorted(((marked & registered) - verdict.back | newly) - self._closed):
+        for provider in sorted(((marked & registered) - verdict.back | newly | stopped.keys()) - self._closed):
             self._charge.guard()
-            what = f"host {provider}, which is lost, could not be closed"
+            what = f"host {provider}, which is {'stopped' if provider in stopped else 'lost'}, could not be closed"
             if self._each(what, close, store, self._charge.placement, provider) is not None:
                 self._closed.add(provider)
             self._charge.pause(PAUSE_S)
@@ -146,15 +164,16 @@ class Watch:
         )
         return True
 
-    def _unmark(self, provider: str, found: Versioned[Admin]) -> None:
+    def _unmark(self, provider: str, found: Versioned[Admin], stopped: Versioned[Node] | None) -> None:
+        is_back = present(keys.alive(provider)) if stopped is None else unchanged(stopped)
         try:
             self._charge.store.commit(
-                [*self._charge.guard(), present(keys.alive(provider)), unchanged(found)],
+                [*self._charge.guard(), is_back, unchanged(found)],
                 [Put(found.key, said(found.value, lost_since=None))],
             )
         except CompareFailed:
             return
-        log.info("host %s is back", provider)
+        log.info("host %s is %s", provider, "back" if stopped is None else "not lost: it was stopped")
 
 
 LOST = Duty("lost-hosts", PERIOD_S, lambda charge: Watch(charge).look)

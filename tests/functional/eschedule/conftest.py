@@ -75,7 +75,7 @@ class FakeHost:
         self.node()
         self.wake()
 
-    def node(self, *, hold: str | None = None) -> None:
+    def node(self, *, hold: str | None = None, stopped: str | None = None) -> None:
         node = Node(
             provider=self.provider,
             name=self.name,
@@ -85,6 +85,7 @@ class FakeHost:
             hypervisor="none",
             version="0",
             hold=hold,
+            stopped=stopped,
             inventory=self.inventory,
             reported_at=timestamp(0),
         )

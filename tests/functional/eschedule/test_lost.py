@@ -19,6 +19,7 @@ from ecompute.cluster.upkeep.duties import Charge, NotLeading
 from ecompute.cluster.upkeep.lead import Election
 from ecompute.cluster.upkeep.lost import LOST_AFTER_S, Watch
 from eschedule.cloud.connection import Cloud
+from eschedule.cloud.hosts import Hosts
 from eschedule.scheduler.launch import Launcher
 
 
@@ -139,6 +140,53 @@ def test_a_host_that_is_back_is_what_operators_said_before(
     watch.look()
     assert admin(store, drained.provider) == Admin(state=AdminState.DRAINING, reason="a fan", turn=3)
     assert admin(store, other.provider) == Admin(turn=2)
+
+
+def test_a_host_that_was_stopped_in_order_is_closed_and_never_lost(
+    cloud: Cloud, store: Store, make_host: Callable[..., Any], make_charge: Callable[[], Charge]
+) -> None:
+    host = make_host()
+    host.node(stopped="2026-01-01T00:00:00.000Z")
+    host.sleep()
+    charge = make_charge()
+    watch = Watch(charge)
+    look_until_lost(watch, charge)
+    assert admin(store, host.provider) == Admin()
+    assert not is_in_answers(cloud.placement, host.provider), "it could not close itself"
+    view = Hosts(cloud).view(Hosts(cloud).find(host.name))
+    assert (view.state, view.standing) == ("stopped", "stopped")
+    # It starts, says so, and dies.
+    host.node()
+    look_until_lost(watch, charge)
+    assert admin(store, host.provider).effective is AdminState.LOST
+
+
+def test_a_host_that_counts_as_lost_and_was_stopped_in_order_is_lost_no_more(
+    store: Store, make_host: Callable[..., Any], make_charge: Callable[[], Charge]
+) -> None:
+    host = make_host()
+    host.sleep()
+    charge = make_charge()
+    watch = Watch(charge)
+    look_until_lost(watch, charge)
+    assert admin(store, host.provider).effective is AdminState.LOST
+    host.node(stopped="2026-01-01T00:00:00.000Z")
+    watch.look()
+    assert admin(store, host.provider) == Admin(turn=2)
+
+
+def test_a_request_to_a_host_that_is_stopped_meanwhile_is_refused(
+    make_host: Callable[..., Any], cloud: Cloud, make_request: Callable[..., Any]
+) -> None:
+    host = make_host()
+
+    def stop_it(step: str) -> None:
+        if step.startswith("telling"):
+            host.node(stopped="2026-01-01T00:00:00.000Z")
+
+    with pytest.raises(NoRoom):
+        Launcher(cloud, on_step=stop_it).launch(make_request())
+    assert not host.claims()
 
 
 def test_the_next_lead_closes_what_one_that_died_had_only_marked(

@@ -82,3 +82,22 @@ def test_a_host_follows_what_operators_say_at_once(
     say(cloud.store, host.provider, lambda admin: Admin(turn=2))
     eventually(lambda: stands(cloud, host.provider) == (False, False), timeout_s=10)
     assert "CUSTOM_SSD" not in cloud.placement.traits(host.provider)
+
+
+def test_a_host_that_is_stopped_says_so_takes_nothing_and_opens_when_it_starts_again(
+    make_fleet: Callable[..., Fleet], cloud: Cloud, eventually: Eventually
+) -> None:
+    (host,) = make_fleet(hosts=1).hosts
+    eventually(lambda: host.is_open, timeout_s=30)
+    host.stop()
+    hosts = Hosts(cloud)
+    view = hosts.view(hosts.find(host.name))
+    assert (view.state, view.is_alive, view.why) == ("stopped", False, "its daemon was stopped")
+    assert stands(cloud, host.provider) == (True, True)
+    host.start()
+    eventually(lambda: host.is_open, timeout_s=30)
+    view = hosts.view(hosts.find(host.name))
+    assert (view.state, view.standing, view.why) == ("up", "active", None)
+    # Killed, it has said nothing.
+    host.kill()
+    assert hosts.view(hosts.find(host.name)).node.stopped is None

@@ -11,16 +11,29 @@ HOSTS = st.sampled_from("abcd")
 SETS = st.frozensets(HOSTS)
 
 
-@given(SETS, SETS, SETS, st.dictionaries(HOSTS, st.floats(0, 100)), st.floats(100, 300))
+@given(SETS, SETS, SETS, SETS, st.dictionaries(HOSTS, st.floats(0, 100)), st.floats(100, 300))
 def test_only_a_host_that_was_silent_long_enough_is_lost(
-    registered: frozenset[str], alive: frozenset[str], marked: frozenset[str], missing: dict[str, float], now_s: float
+    registered: frozenset[str],
+    alive: frozenset[str],
+    stopped: frozenset[str],
+    marked: frozenset[str],
+    missing: dict[str, float],
+    now_s: float,
 ) -> None:
-    found = judge(registered=registered, alive=alive, marked=marked, missing=missing, now_s=now_s, lost_after_s=60)
-    assert not found.lost & (alive | marked)
+    found = judge(
+        registered=registered,
+        alive=alive,
+        stopped=stopped,
+        marked=marked,
+        missing=missing,
+        now_s=now_s,
+        lost_after_s=60,
+    )
+    assert not found.lost & (alive | stopped | marked)
     assert found.lost <= registered
     assert all(now_s - missing[provider] >= 60 for provider in found.lost)
-    assert found.back == marked & alive
-    assert found.missing.keys() == registered - alive
+    assert found.back == marked & (alive | stopped)
+    assert found.missing.keys() == registered - alive - stopped
 
 
 def test_a_host_is_lost_after_its_time_and_not_before() -> None:
