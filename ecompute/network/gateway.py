@@ -298,6 +298,8 @@ def _plan_inside(wanted: WantedGateway, found: FoundGateway) -> Iterable[Gateway
             yield SetInnerUp(vni, inner)
     gone = {inner for inner in INNER if not _is_intact(found, inner)}
     routes = {route for route in found.routes if route[2] not in gone}
+    # A device that is given another MAC forgets its neighbours.
+    gone |= {inner for inner in INNER if (device := found.inner(inner)) is None or device.mac != mac_of(vni, inner)}
     neighbours = {neighbour for neighbour in found.neighbours if neighbour[0] not in gone}
     yield from (DropRoute(vni, route) for route in sorted(routes - routes_of(wanted), key=str))
     for inner, address, _ in sorted(neighbours - neighbours_of(wanted)):
@@ -333,8 +335,9 @@ def _plan_outside(wanted: WantedGateway, found: FoundGateway, egress: str | None
             yield SetOuterUp(vni, inner)
     if wanted.uplink is None:
         return
-    is_new = not _is_intact(found, UP) or found.outer_up is None or not found.outer_up.is_up
-    if is_new or not found.is_transit_known:
+    is_new = found.outer_up is None or not found.outer_up.is_up or not _is_intact(found, UP)
+    has_same_mac = found.outer_up is not None and found.outer_up.is_settled
+    if is_new or not has_same_mac or not found.is_transit_known:
         yield PutTransit(vni, wanted.uplink.transit)
     there = frozenset() if is_new else found.host_routes
     for address in sorted(wanted.uplink.addresses - there):

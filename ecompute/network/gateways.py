@@ -110,6 +110,7 @@ class HostGateways:
 
     def __init__(self, provider: str, directory: Path) -> None:
         self._provider = provider
+        self._suffix = re.escape(provider[:8])
         self._deaths = Deaths()
         self._services = Services(directory)
         self._outside = outside.Outside()
@@ -230,8 +231,8 @@ class HostGateways:
 
     def ours(self) -> frozenset[int]:
         devices = (_OUTER.fullmatch(name) for _, name in socket.if_nameindex())
-        namespaces = (re.fullmatch(r"ec-([0-9a-f]{6})-(.+)", name) for name in netns.names())
-        mine = {int(match[1], 16) for match in namespaces if match and match[2] == self._provider[:8]}
+        namespaces = (re.fullmatch(rf"ec-([0-9a-f]{{6}})-{self._suffix}", name) for name in netns.taken())
+        mine = {int(match[1], 16) for match in namespaces if match and netns.identity(match[0]) is not None}
         return frozenset(mine | {int(match[1], 16) for match in devices if match})
 
     def _of(self, vni: int) -> _Known:

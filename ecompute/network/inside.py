@@ -144,7 +144,7 @@ def _apply_to_device(
                 rtnetlink.link("set", index=netlink.index("lo"), state="up")
                 netlink.set_all("all", _OF_ALL)
             netlink.set_all(name, SETTINGS[name])
-            rtnetlink.link("set", index=netlink.index(name), address=mac_of(vni, name), mtu=mtu)
+            netlink.dress(rtnetlink, name, mtu, mac_of(vni, name))
         case PutAddress(_, name, address):
             ip, length = address.split("/")
             flags = _NO_DAD if ":" in ip else 0

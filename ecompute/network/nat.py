@@ -95,7 +95,8 @@ class InsideRules:
             yield _FROM_LAN, match(field("tcp", "dport"), 53)
         yield _FROM_LAN, match(DESTINATION, METADATA), match(field("tcp", "dport"), 80)
         yield _FROM_LAN, match(field("ip6", "daddr"), METADATA6), match(field("tcp", "dport"), 80)
-        yield _FROM_LAN, match(field("icmp", "type"), "echo-request")
+        for address in (METADATA, *((self.gateway,) if self.gateway is not None else ())):
+            yield _FROM_LAN, match(DESTINATION, address), match(field("icmp", "type"), "echo-request")
         for kind in ("echo-request", "nd-neighbor-solicit", "nd-neighbor-advert", "nd-router-solicit"):
             yield _FROM_LAN, match(field("icmpv6", "type"), kind)
 

@@ -118,6 +118,13 @@ def has(link: Any, wanted: Mapping[str, int]) -> bool:
     return all(found.get(name) == value for name, value in wanted.items() if has_six or name.startswith("ipv4/"))
 
 
+def dress(netlink: Any, name: str, mtu: int, mac: str | None = None) -> None:
+    """Give a device its MTU and MAC. One that gets its MAC, even the same again, forgets its neighbours."""
+    link = device(netlink, name)
+    is_same = link is not None and mac in (None, link.get_attr("IFLA_ADDRESS"))
+    netlink.link("set", index=index(name), mtu=mtu, **({} if is_same else {"address": mac}))
+
+
 def set_all(device_name: str, wanted: Mapping[str, int]) -> None:
     """Give a device these settings; ``all`` is one, too."""
     for name, value in wanted.items():

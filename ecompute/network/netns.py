@@ -62,11 +62,15 @@ def identity_at(path: Path) -> Identity | None:
 
 def names() -> list[str]:
     """Return the names of all network namespaces."""
+    return [name for name in taken() if identity(name) is not None]
+
+
+def taken() -> list[str]:
+    """Return all names, those too that name nothing."""
     try:
-        found = sorted(path.name for path in DIRECTORY.iterdir())
+        return sorted(path.name for path in DIRECTORY.iterdir())
     except FileNotFoundError:
         return []
-    return [name for name in found if identity(name) is not None]
 
 
 def make(name: str) -> None:

@@ -147,8 +147,7 @@ class Outside:
             case SettleOuter(vni, inner, mtu):
                 name = outer_name(vni, inner)
                 netlink.set_all(name, SETTINGS[inner])
-                mac = {"address": uplink_outer_mac(vni)} if inner == UP else {}
-                rtnetlink.link("set", index=netlink.index(name), mtu=mtu, **mac)
+                netlink.dress(rtnetlink, name, mtu, uplink_outer_mac(vni) if inner == UP else None)
             case Attach(vni):
                 master = netlink.index(bridge_name(vni))
                 rtnetlink.link("set", index=netlink.index(gateway_name(vni)), master=master)

@@ -1,9 +1,10 @@
 """The dnsmasq of each network: found, started, told, ended.
 
 One a network, below ``directory/<VNI>``. It puts itself into the background once it works, is nobody's child, and
-goes on while the daemon is gone: guests keep their DHCP. It is found again by its pid file, which proves nothing
-by itself: the process must have been started with our file, whose name has the digest of what is in it, and be in
-the network's namespace. It is ended by that process id and nothing else, held so that it cannot become another's.
+goes on while the daemon is gone: guests keep their DHCP. It is found again by its pid file, or among all processes if
+that is lost; neither a number nor a name proves anything: the process must have been started with our file, whose name
+has the digest of what is in it, and be in the network's namespace. It is ended by its process id, held so that it
+cannot become another's.
 
 Files that it reads anew at a signal are written before the signal, and `told` after it: killed in between, it is
 told again. Everything that is written is in place as a whole or not at all.
@@ -20,6 +21,8 @@ import select
 import shutil
 import signal
 import subprocess
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 from ecompute.cluster.errors import NetworkError, one_line
@@ -36,6 +39,9 @@ USERS = ("dnsmasq", "nobody")
 class Services:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
+        self._lock = threading.Lock()
+        self._pids: dict[int, int] = {}
+        """Of those that were found or started."""
 
     def paths(self, vni: int) -> Paths:
         directory = self._directory / f"{vni:06x}"
@@ -43,9 +49,10 @@ class Services:
 
     def found(self, vni: int, namespace: str) -> FoundService:
         """Return what is there; a process outside of ``namespace`` is there, and does not run for us."""
-        paths = self.paths(vni)
-        pid, conf = self._process(paths)
-        is_inside = pid is not None and netns.identity_at(Path(f"/proc/{pid}/ns/net")) == netns.identity(namespace)
+        paths, inside = self.paths(vni), netns.identity(namespace)
+        # Where neither its namespace nor its files are there, there has been none.
+        pid, conf = self._process(vni, is_thorough=inside is not None or paths.directory.exists())
+        is_inside = pid is not None and netns.identity_at(Path(f"/proc/{pid}/ns/net")) == inside
         told, lan = _read_told(_told(paths))
         return FoundService(
             is_running=is_inside,
@@ -57,7 +64,7 @@ class Services:
 
     def pid(self, vni: int) -> int | None:
         """Return the process id of the network's dnsmasq, if it runs."""
-        return self._process(self.paths(vni))[0]
+        return self._process(vni)[0]
 
     def start(self, vni: int, files: Files, lan: int) -> None:
         """Start it in the namespace of this thread; one that runs is ended first.
@@ -99,7 +106,7 @@ class Services:
         paths = self.paths(vni)
         _, lan = _read_told(_told(paths))
         _write_lists(paths, files)
-        _signal(*self._process(paths), paths, signal.SIGHUP)
+        _signal(*self._process(vni), paths, signal.SIGHUP)
         _write(_told(paths), f"{files.told_digest} {lan}\n")
 
     def stop(self, vni: int) -> None:
@@ -109,9 +116,11 @@ class Services:
             NetworkError: it does not end.
         """
         paths = self.paths(vni)
-        pid, conf = self._process(paths)
+        pid, conf = self._process(vni)
         if pid is not None:
             _signal(pid, conf, paths, signal.SIGTERM, is_awaited=True)
+        with self._lock:
+            self._pids.pop(vni, None)
         paths.pid.unlink(missing_ok=True)
 
     def remove(self, vni: int) -> None:
@@ -123,15 +132,28 @@ class Services:
         except OSError as error:
             raise NetworkError(f"the files of dnsmasq cannot be removed: {error.strerror}") from error
 
-    @staticmethod
-    def _process(paths: Paths) -> tuple[int | None, str | None]:
-        """Return the process that the pid file names, if it is ours, and the digest that it was started with."""
-        try:
-            pid = int(paths.pid.read_text(encoding="ascii"))
-        except (OSError, ValueError):
-            return None, None
-        conf = _conf_of(pid, paths)
-        return (None, None) if conf is None else (pid, conf)
+    def _process(self, vni: int, *, is_thorough: bool = False) -> tuple[int | None, str | None]:
+        """Return the network's process, and the digest that it was started with.
+
+        Args:
+            is_thorough: look at all processes of the machine if the pid file names none of ours.
+        """
+        paths = self.paths(vni)
+        known: list[int] = []
+        with contextlib.suppress(OSError, ValueError):
+            known.append(int(paths.pid.read_text(encoding="ascii")))
+        with self._lock:
+            known += [self._pids[vni]] if vni in self._pids else []
+        for pid in (*known, *(_pids() if is_thorough else ())):
+            if (conf := _conf_of(pid, paths)) is not None:
+                with self._lock:
+                    self._pids[vni] = pid
+                return pid, conf
+        return None, None
+
+
+def _pids() -> Iterator[int]:
+    return (int(path.name) for path in Path("/proc").iterdir() if path.name.isdecimal())
 
 
 def _conf_of(pid: int, paths: Paths) -> str | None:

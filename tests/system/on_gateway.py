@@ -86,7 +86,7 @@ def _dnsmasqs(host: Host) -> dict[str, int]:
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal():
             try:
-                arguments = (entry / "cmdline").read_text().split("\0")
+                arguments = (entry / "cmdline").read_text(errors="replace").split("\0")
             except OSError:
                 continue
             if arguments[0] == "dnsmasq" and str(host.state) in arguments[1]:
