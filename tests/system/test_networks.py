@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from cloud import Cluster, Host, wait_for
+from cloud import Cluster, Guest, Host, wait_for
 
 from ecompute.dev.hosts import ip
 from ecompute.dev.processes import Child
@@ -46,6 +46,7 @@ def test_nothing_of_the_host_answers_in_a_guests_place(cluster: Cluster, port_na
     bridge = next(name for name in links if name.startswith("ecb"))
     place = f"{cluster.prefix}h99"  # removed with the hosts' namespaces, if not before
     ip("netns", "add", place)
+    host.kill()  # what keeps guests from the host stands without the daemon, which would put back what is opened here
     try:
         host.run("ip", "link", "add", port_name, "type", "veth", "peer", "name", "guest0", "netns", place)
         switch = f"/proc/sys/net/ipv6/conf/{port_name}/disable_ipv6"
@@ -84,7 +85,39 @@ def test_nothing_of_the_host_answers_in_a_guests_place(cluster: Cluster, port_na
         host.run("nft", "delete", "element", "bridge", "ecompute", "taps", f"{{ {port_name} }}", check=False)
         host.run("ip", "link", "delete", port_name, check=False)
         ip("netns", "delete", place)
+        host.start()
     cluster.destroy(guest.uuid)
+    cluster.agree()
+
+
+HARMS = {
+    "the VXLAN device deleted": "ip link delete $(ip -o link | grep -o 'ecx[0-9a-f]*' | head -n 1)",
+    "the bridge deleted": "ip link delete $(ip -o link | grep -o 'ecb[0-9a-f]*' | head -n 1)",
+    "every rule deleted": "nft flush ruleset",
+    "our rules opened": "nft insert rule bridge ecompute prerouting accept",
+}
+
+
+def test_what_somebody_deletes_is_put_back_and_guests_reach_each_other_again(cluster: Cluster) -> None:
+    first_host, second_host = cluster.hosts
+    ticks = "#!/bin/sh\n(n=0; while sleep 1; do ping -c 1 -W 1 {0} >/dev/null && n=$((n+1)) && echo {1} $n; done) &\n"
+    first = cluster.launch(host=first_host, name="first", user_data="#!/bin/sh\necho waiting to be reached\n")
+    across = cluster.launch(host=second_host, name="across", user_data=ticks.format(first.address, "across"))
+    beside = cluster.launch(host=second_host, name="beside", user_data=ticks.format(across.address, "beside"))
+    second_host.wait_console(across.uuid, "across 2\n")
+    second_host.wait_console(beside.uuid, "beside 2\n")
+
+    def reached(guest: Guest, what: str) -> int:
+        return second_host.console(guest.uuid).count(f"{what} ")
+
+    for harm in HARMS.values():
+        before = reached(beside, "beside")
+        first_host.run("sh", "-ec", harm)
+        cluster.agree()  # well before the next scan
+        was = reached(across, "across")
+        wait_for(lambda was=was: reached(across, "across") > was + 1, what="the guest is reached again")  # type: ignore[misc]
+        wait_for(lambda before=before: reached(beside, "beside") > before, what="the others go on")  # type: ignore[misc]
+    cluster.destroy(first.uuid, across.uuid, beside.uuid)
     cluster.agree()
 
 
