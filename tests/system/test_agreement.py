@@ -63,7 +63,7 @@ def test_agreement_names_every_damage(make_cluster: Callable[..., Cluster]) -> N
         "devices that nothing needs: ['ecb000001']",
         f"{tap} is on None",
         "the filter's tables are ['bridge', 'inet']",
-        f"the files of {guest.uuid} are ['console.log', 'disk.qcow2']",
+        f"the files of {guest.uuid} are ['console.log', 'disk.qcow2', 'metadata.json']",
         "is there, and no such instance",
         f"{guest.uuid} is remembered as starting",
         f"etcd has {keys.intent(stranger)}, which nothing needs",
