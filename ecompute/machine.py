@@ -24,7 +24,7 @@ from ecompute.hypervisor.accelerator import Trial
 from ecompute.hypervisor.api import Hypervisor
 from ecompute.hypervisor.connection import LibvirtHypervisor
 from ecompute.inventory import Measured
-from ecompute.network import guard, resolvers
+from ecompute.network import egress, guard, resolvers
 from ecompute.network.alarms import Alarms, NetlinkAlarms
 from ecompute.network.egress import Egress, HostEgress
 from ecompute.network.endpoints import Endpoints
@@ -98,7 +98,7 @@ class Machine:
             hypervisor=connect,
             links=NetlinkLinks(),
             filter=NftFilter(),
-            alarms=NetlinkAlarms(guard.TABLE),
+            alarms=NetlinkAlarms(guard.TABLE, egress.TABLE),
             gateways=HostGateways,
             egress=partial(HostEgress, config.egress),
             metadata=HostMetadata,

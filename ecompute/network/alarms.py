@@ -52,11 +52,11 @@ class Alarms(Protocol):
 class NetlinkAlarms:
     """
     Args:
-        table: the name of our tables.
+        tables: the names of our tables.
     """
 
-    def __init__(self, table: str) -> None:
-        self._table = table
+    def __init__(self, *tables: str) -> None:
+        self._tables = tables
         self._thread: threading.Thread | None = None
         self._wake: int | None = None
 
@@ -107,7 +107,7 @@ class NetlinkAlarms:
     def _is_about_ours(self, messages: list[tuple[int, bytes]]) -> bool:
         """Whether a message is about a table of our name; also where some were lost."""
         return any(
-            kind == 0 or (kind >> 8 == _NFTABLES and _attribute(body[4:], _TABLE_NAME) == self._table)
+            kind == 0 or (kind >> 8 == _NFTABLES and _attribute(body[4:], _TABLE_NAME) in self._tables)
             for kind, body in messages
         )
 

@@ -150,6 +150,15 @@ class GatewayReconciler:
             self._keep_egress(None)
         return changes
 
+    def repair(self) -> None:
+        """Put the rules of the host back, where somebody has taken them away.
+
+        Raises:
+            NetworkError: the kernel refused them.
+        """
+        if any(one.transit is not None for one in self._memory.all().values()):
+            self._keep_egress(None)
+
     def sweep(self, used: Collection[int]) -> None:
         """Take away what no network but ``used`` would need and no other call finds.
 

@@ -364,6 +364,7 @@ class Memberships:
         try:
             if self._reconciler.repair_filter():
                 log.warning("somebody changed the rules in our nftables tables; they are put back")
+            self._gateways.repair()
         except NetworkError as error:
             log.error("the rules of the filter are not as they should be: %s", error)
             self._is_admission_due = True
