@@ -21,9 +21,9 @@ from pathlib import Path
 
 from ecompute.cluster.addressing import is_unicast_mac
 from ecompute.cluster.documents import Network, Port
+from ecompute.network.names import METADATA
 
 LEASE_S = 86_400
-METADATA = "169.254.169.254"
 LAN = "lan"
 """The inner end of the gateway's veth pair, in the network's namespace."""
 

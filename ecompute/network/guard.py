@@ -34,6 +34,8 @@ from typing import Any
 from ecompute.network.names import (
     BRIDGE_PREFIX,
     GATEWAY_PREFIX,
+    METADATA,
+    METADATA6,
     TAP_PREFIX,
     VLAN_PREFIX,
     VXLAN_PORT,
@@ -58,8 +60,6 @@ UNDERLAYS = "underlays"
 """The maps from a tap, and from a VXLAN port, to its chain."""
 
 NOBODY = "0.0.0.0"  # noqa: S104 - nothing is bound to it
-METADATA = "169.254.169.254"
-METADATA6 = "fe80::a9fe:a9fe"
 
 _GATEWAYS = {"range": ["06:ec:01:00:00:00", "06:ec:01:ff:ff:ff"]}
 """`names.gateway_mac` of all networks."""

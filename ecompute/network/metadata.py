@@ -40,9 +40,9 @@ from ecompute.guest import handing, told
 from ecompute.guest.told import Callers
 from ecompute.network import netns
 from ecompute.network.deaths import Deaths
+from ecompute.network.names import METADATA, METADATA6
 
-ADDRESS = "169.254.169.254"
-ADDRESS6 = "fe80::a9fe:a9fe"
+ADDRESS, ADDRESS6 = METADATA, METADATA6
 PORT = 80
 LAN = "lan"
 BACKLOG = 64

@@ -12,6 +12,10 @@ import re
 from ipaddress import IPv6Address
 
 VXLAN_PORT = 4789
+METADATA = "169.254.169.254"
+METADATA6 = "fe80::a9fe:a9fe"
+"""Where a guest asks who it is, on every network."""
+
 OVERHEAD_BYTES = 50
 """Outer Ethernet, IPv4, UDP and VXLAN headers: a network's MTU is the underlay's less this."""
 

@@ -19,7 +19,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ecompute.network.dnsmasq import LAN, METADATA
+from ecompute.network.dnsmasq import LAN
+from ecompute.network.names import METADATA, METADATA6
 from ecompute.network.nft import Json, Table
 from ecompute.network.rules import (
     ACCEPT,
@@ -40,7 +41,6 @@ from ecompute.network.rules import (
 
 UP = "up"
 """The inner end of the uplink's veth pair, in the network's namespace."""
-METADATA6 = "fe80::a9fe:a9fe"
 TRANSIT = "169.254.0.0/16"
 """In which the addresses of uplinks lie: no packet with one of them leaves the host."""
 
