@@ -110,13 +110,13 @@ class Services:
         _write(_told(paths), f"{files.told_digest} {lan}\n")
 
     def stop(self, vni: int) -> None:
-        """End it, wherever it runs. It may be gone.
+        """End it, wherever it runs and whatever its pid file says. It may be gone.
 
         Raises:
             NetworkError: it does not end.
         """
         paths = self.paths(vni)
-        pid, conf = self._process(vni)
+        pid, conf = self._process(vni, is_thorough=paths.directory.exists())
         if pid is not None:
             _signal(pid, conf, paths, signal.SIGTERM, is_awaited=True)
         with self._lock:

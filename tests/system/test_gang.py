@@ -16,14 +16,16 @@ from ecompute.cluster.documents import Assignment, Operation
 COUNT = 4
 
 
-def test_a_gang_of_four_guests_runs_on_two_hosts_and_goes(cluster: Cluster) -> None:
-    options = ("--name", "gang", "--count", COUNT, "--image", cluster.idle_image, "--wait", "-o", "json")
-    done = cluster.eschedule("launch", cluster.query(), *options)
+def test_a_gang_whose_members_are_apart_runs_on_two_hosts_and_goes(cluster: Cluster) -> None:
+    cluster.eschedule("group", "create", "apart", "--policy", "anti-affinity")
+    options = ("--name", "gang", "--count", 2, "--group", "apart", "--image", cluster.idle_image, "--wait")
+    done = cluster.eschedule("launch", cluster.query(), *options, "-o", "json")
     rows = json.loads(done.stdout)
-    assert [(row["name"], row["state"]) for row in rows] == [(f"gang-{n}", "created") for n in range(1, COUNT + 1)]
+    assert [(row["name"], row["state"]) for row in rows] == [("gang-1", "created"), ("gang-2", "created")]
     assert {row["provider"] for row in rows} == {host.provider for host in cluster.hosts}
     cluster.agree()
     cluster.destroy(*(row["uuid"] for row in rows))
+    cluster.eschedule("group", "delete", "apart")
     cluster.agree()
 
 
