@@ -20,7 +20,7 @@ from types import MappingProxyType
 
 from ecompute.cluster import keys
 from ecompute.cluster.addressing import mac_address
-from ecompute.cluster.documents import Assignment, ConfigDrive, Interface, Role, Secrets, encode
+from ecompute.cluster.documents import Assignment, ConfigDrive, Interface, Role, Secrets, Unreadable, decode, encode
 from ecompute.cluster.errors import HypervisorError, NetworkError, StorageError, Unavailable
 from ecompute.guest import configdrive
 from ecompute.guest.drive import drive
@@ -144,6 +144,8 @@ class Actuator:
         self._put_config_drive = write_config_drive
         self._fetching: dict[str, Future[Image]] = {}
         self._tried: dict[str, int] = {}
+        self._told: dict[str, tuple[tuple[int, int, int], Assignment | None]] = {}
+        """What the metadata service tells of an instance, and of which file that was read."""
 
     def files(self, uuid: str) -> Files:
         if not keys.is_uuid(uuid):
@@ -202,6 +204,7 @@ class Actuator:
             is_to_detach=bool(differs.surplus),
             is_to_leave=assignment is not None and not is_to_go and self._memberships.has_others(uuid, assignment),
             is_mac_taken=differs.is_mac_taken,
+            is_to_tell=domain is not None and self._is_to_tell(files, assignment),
         )
 
     def _difference(self, uuid: str, assignment: Assignment | None, domain: FoundDomain | None) -> Difference:
@@ -257,6 +260,7 @@ class Actuator:
             self._join(assignment, is_build=is_build)
         elif step is Step.LEAVE_NETWORK:
             self.files(uuid).metadata.unlink(missing_ok=True)
+            self._told.pop(uuid, None)
             for interface in assignment.spec.interfaces:
                 self._memberships.leave(uuid, interface)
             self._memberships.leave_others(uuid)
@@ -266,8 +270,9 @@ class Actuator:
         elif step is Step.DETACH:
             for one in self._difference(uuid, assignment, self._hypervisor.get(uuid)).surplus:
                 self._hypervisor.detach(uuid, one.tap)
-        elif step is Step.LEAVE_OTHERS:
+        elif step is Step.TELL:
             self._tell(assignment)
+        elif step is Step.LEAVE_OTHERS:
             self._memberships.leave_others(uuid, assignment)
         elif step is Step.DEFINE:
             self._hypervisor.define(self.domain_plan(assignment))
@@ -379,12 +384,30 @@ class Actuator:
             future.result(), files.disk, disk_gb=assignment.spec.resources.disk_gb, resize=self._resize
         )
 
+    def _is_to_tell(self, files: Files, assignment: Assignment | None) -> bool:
+        if assignment is None or assignment.role is not Role.RUN:
+            return False
+        try:
+            there = files.metadata.stat()
+        except OSError:
+            return True
+        mark = there.st_mtime_ns, there.st_ino, there.st_size
+        kept = self._told.get(assignment.uuid)
+        if kept is None or kept[0] != mark:
+            told = _told(files)
+            kept = self._told[assignment.uuid] = mark, None if told is None else told.assignment
+        return kept[1] != assignment
+
     def _secrets_of(self, assignment: Assignment) -> Secrets | None:
         return self._secrets(assignment.uuid) if assignment.spec.has_user_data else None
 
     def _tell(self, assignment: Assignment) -> None:
         """Write what the metadata service tells the guest."""
-        told = Guest(assignment=assignment, secrets=self._secrets_of(assignment))
+        secrets = self._secrets_of(assignment)
+        if secrets is None and assignment.spec.has_user_data:  # etcd has lost them, and we need not
+            before = _told(self.files(assignment.uuid))
+            secrets = None if before is None else before.secrets
+        told = Guest(assignment=assignment, secrets=secrets)
         path = self.files(assignment.uuid).metadata
         new = path.with_suffix(".new")
         try:
@@ -421,6 +444,14 @@ class Actuator:
             pass
         except OSError as error:
             raise StorageError(f"the files of {uuid} cannot be removed: {error.strerror}") from error
+
+
+def _told(files: Files) -> Guest | None:
+    """Return what the metadata service tells of an instance, if that can be read."""
+    try:
+        return decode(files.metadata.read_bytes(), Guest, files.metadata.name)
+    except (OSError, Unreadable):
+        return None
 
 
 def _sweep(files: Files) -> None:

@@ -237,6 +237,8 @@ def _keep(
             steps.append(Step.DEFINE)
         elif not found.has_interfaces:
             steps += _defined_anew(assignment)
+        if found.is_to_tell:
+            steps.append(Step.TELL)
         steps += [Step.START, Step.REMEMBER_RUNNING]
         steps += [*([Step.LEAVE_OTHERS] if found.is_to_leave else []), Step.REPORT_CREATED]
         is_again = known.phase is Phase.RUNNING
@@ -246,7 +248,9 @@ def _keep(
         steps += [*_made_ready(assignment, found), Step.DEFINE]
     elif is_down and not found.has_interfaces:
         steps += _defined_anew(assignment)
-    elif not is_down:
+    if found.is_to_tell:
+        steps.append(Step.TELL)
+    if not is_down:
         steps += _plugged(found)
     if found.is_to_leave or (found.is_to_detach and not is_down):
         steps.append(Step.LEAVE_OTHERS)

@@ -32,6 +32,8 @@ class Step(StrEnum):
     REMEMBER_REMOVING = "remember-removing"
     REMEMBER_UNDOING = "remember-undoing"
     """Also the reason: it is to be reported by whoever ends the undoing."""
+    TELL = "tell"
+    """What it is wanted to be, by the metadata service."""
     ATTACH = "attach"
     """The interfaces that its domain lacks, now and for its next start."""
     DETACH = "detach"
@@ -100,6 +102,8 @@ class Found:
     """Its domain has an interface of ours that is not wanted."""
     is_to_leave: bool = False
     """It is on a network that none of the wanted interfaces is on."""
+    is_to_tell: bool = False
+    """What the metadata service tells its guest is not what it is wanted to be."""
     is_mac_taken: bool = False
     """One to detach has the MAC of one to attach, and goes first."""
 

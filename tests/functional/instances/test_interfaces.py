@@ -308,3 +308,19 @@ def test_what_is_damaged_is_put_back_when_it_is_told_not_at_the_next_scan(world:
     host.filter.is_altered = True
     host.alarms.on_rules()
     assert host.filter.state() is FilterState.WHOLE
+
+
+@pytest.mark.parametrize("is_gone", [False, True])
+def test_what_a_killed_daemon_has_not_told_is_told_by_the_next_one(world: World, is_gone: bool) -> None:
+    path = world.host.files / world.uuid / "metadata.json"
+    before = path.read_bytes()
+    world.ask(first(world), world.interface(1))
+    world.wait_reported()
+    world.host.end()
+    told = path.read_bytes()
+    if is_gone:
+        path.unlink()
+    else:
+        path.write_bytes(before)
+    world.host = world.start(world.host)
+    world.eventually(lambda: path.exists() and path.read_bytes() == told, timeout_s=WAIT_S)

@@ -182,6 +182,8 @@ DETACHING = (Step.DETACH,)
         ({"is_to_detach": True}, (*DETACHING, Step.LEAVE_OTHERS, Step.REPORT)),
         ({"is_to_detach": True, "is_to_leave": True}, (*DETACHING, Step.LEAVE_OTHERS, Step.REPORT)),
         ({"is_to_leave": True}, (Step.LEAVE_OTHERS, Step.REPORT)),
+        ({"is_to_tell": True}, (Step.TELL, Step.REPORT)),
+        ({"is_to_tell": True, "is_to_attach": True}, (Step.TELL, *ATTACHING, Step.REPORT)),
         ({"is_to_attach": True, "is_to_detach": True}, (*ATTACHING, *DETACHING, Step.LEAVE_OTHERS, Step.REPORT)),
         (
             {"is_to_attach": True, "is_to_detach": True, "is_mac_taken": True},
@@ -387,6 +389,7 @@ FOUND = st.builds(
     is_to_detach=st.booleans(),
     is_to_leave=st.booleans(),
     is_mac_taken=st.booleans(),
+    is_to_tell=st.booleans(),
 )
 RECORDS = st.none() | st.builds(
     record, st.sampled_from(list(Phase)), power=POWERS, boot_id=st.sampled_from(["boot", "earlier"])
