@@ -215,6 +215,10 @@ def _keys(etcd: Picture, hosts: dict[str, Host]) -> Iterator[str]:
             wanted |= {keys.address(network, ip) for ip in routed if ip not in etcd.floating}
         if instance.gang is not None:
             wanted.add(keys.gang(instance.gang))
+        if instance.group is not None:
+            wanted |= {keys.group(instance.group), keys.member(instance.group, uuid)}
+            # The group's name, which its members do not know.
+            optional |= {key for key in etcd.keys if key.endswith(f"/{instance.group}") and "/group/" in key}
         events = {key for key in etcd.keys if key.startswith(tuple(rings("instance", uuid, provider)))}
         if not events:
             yield f"instance {uuid} has no event"
@@ -358,11 +362,15 @@ def _placement(cluster: Cluster, etcd: Picture, hosts: dict[str, Host], foreign:
                 "DISK_GB": instance.spec.resources.disk_gb,
             }
         }
+        if instance.group is None
+        else dict(instance.claim)  # with the row of its group
         for uuid, instance in etcd.instances.items()
         if instance.state is not State.ERROR
     }
     consumers = set()
     for provider in claims.providers():
+        if any(provider.name == f"{host}/groups" for host in hosts):
+            continue
         if provider.uuid not in hosts:
             yield f"placement has the provider {provider.name} ({provider.uuid}), which is no host"
         elif provider.name != hosts[provider.uuid].name:
