@@ -211,12 +211,13 @@ class Daemon:
         watcher = store.watcher()
         at_end(watcher.close)
         networks = state / "memory" / "networks"
+        gateways = machine.gateways(provider, state / "networks")
         memberships = Memberships(
             store,
             watcher,
             NetworkReconciler(links, machine.filter),
             GatewayReconciler(
-                machine.gateways(provider, state / "networks"),
+                gateways,
                 machine.egress(state / "memory" / "egress.json"),
                 provider,
                 GatewayMemory(networks),
@@ -314,7 +315,7 @@ class Daemon:
             actuator=actuator,
             memory=memory,
             instances=instances,
-            devices=links.devices,
+            devices=lambda: links.devices() | gateways.devices(),
         )
         auditor = HostAuditor(
             store, provider, looker.look, instances.wake, is_held=lambda: hold.reason is not None, rng=self._rng

@@ -32,6 +32,7 @@ class What(StrEnum):
     UNREADABLE = "assignment-unreadable"
     FILES = "files-without-instance"
     DEVICE = "device-without-owner"
+    NAMESPACE = "namespace-without-owner"
     STUCK = "instance-stuck"
 
 
@@ -43,6 +44,7 @@ REPAIR = {
     What.UNREADABLE: "none: it is left alone; write it again, or delete it",
     What.FILES: "none: no guest here uses them; look at them, and delete them",
     What.DEVICE: "none: no guest here uses it; `ip link delete {}` on that host, if nobody else does",
+    What.NAMESPACE: "none: no guest here uses it; `ip netns delete {}` on that host, if nobody else does",
     What.STUCK: "none: a step of it does not return; restart `ecompute run` there once it is known why",
 }
 """What is done about each, with the subject put in."""
@@ -120,7 +122,10 @@ def suspects(look: OwnLook) -> frozenset[Suspect]:
         *(Suspect(What.FILES, name) for name in (left - passed_over) | look.strays),
         *(Suspect(What.UNREADABLE, key) for key in look.unreadable),
         *(Suspect(What.STUCK, uuid) for uuid in look.stuck),
-        *(Suspect(What.DEVICE, name) for name in _without_owner(look, has_guests=bool(guests or illegible))),
+        *(
+            Suspect(What.NAMESPACE if device.kind is Kind.NAMESPACE else What.DEVICE, device.name)
+            for device in _without_owner(look, has_guests=bool(guests or illegible))
+        ),
     }
     for uuid, assigned in look.assigned.items():
         if uuid in passed_over:
@@ -156,11 +161,11 @@ def _of_assigned(look: OwnLook, uuid: str, assigned: Assigned) -> What | None:
     if look.domains[uuid] not in (Power.ON, Power.PAUSED):
         return None
     names = {device.name for device in look.devices}
-    networks = {device.vni for device in look.devices if device.kind is not Kind.TAP}
+    networks = {device.vni for device in look.devices if device.kind is Kind.BRIDGE}
     return None if assigned.taps <= names and assigned.vnis <= networks else What.NETWORK
 
 
-def _without_owner(look: OwnLook, *, has_guests: bool) -> frozenset[str]:
+def _without_owner(look: OwnLook, *, has_guests: bool) -> frozenset[Device]:
     """Return the devices that no assignment names.
 
     Args:
@@ -170,7 +175,7 @@ def _without_owner(look: OwnLook, *, has_guests: bool) -> frozenset[str]:
     vnis = {vni for assigned in look.assigned.values() for vni in assigned.vnis}
     in_use = {device.vni for device in look.devices if device.kind is Kind.TAP and (has_guests or device.name in taps)}
     return frozenset(
-        device.name
+        device
         for device in look.devices
         if (
             not has_guests and device.name not in taps

@@ -17,21 +17,28 @@ from typing import get_args
 
 from ecompute.cluster.errors import NetworkError
 from ecompute.network import gateway_terms as terms
+from ecompute.network import names
 from ecompute.network.dnsmasq import LAN, Files, Paths
 from ecompute.network.egress import HostRules
-from ecompute.network.gateway import mac_of
+from ecompute.network.gateway import mac_of, namespace_name
 from ecompute.network.gateway_terms import FoundGateway, FoundInner, FoundOuter, FoundService, GatewayChange
 from ecompute.network.gateways import OnChange
 from ecompute.network.nat import UP, InsideRules
+from ecompute.network.present import Device, Kind
 
 APPLIED_KEPT = 10_000
 _INSIDE = get_args(terms.InnerChange)
 
 
 class FakeGateways:
-    """``networks`` is the state, by VNI; tests may put anything there."""
+    """``networks`` is the state, by VNI; tests may put anything there.
 
-    def __init__(self) -> None:
+    Args:
+        provider: the host's provider uuid, for the names of namespaces.
+    """
+
+    def __init__(self, provider: str = "") -> None:
+        self._provider = provider
         self.networks: dict[int, FoundGateway] = {}
         self.rules: dict[int, InsideRules] = {}
         self.transits: dict[int, str] = {}
@@ -92,12 +99,17 @@ class FakeGateways:
             if on_change is not None:
                 on_change(change)
 
-    def ours(self) -> frozenset[int]:
+    def devices(self) -> frozenset[Device]:
         with self._lock:
             return frozenset(
-                vni
+                Device(name, kind, vni)
                 for vni, found in self.networks.items()
-                if found.has_namespace or found.outer_lan is not None or found.outer_up is not None
+                for name, kind, is_there in (
+                    (namespace_name(vni, self._provider), Kind.NAMESPACE, found.has_namespace),
+                    (names.gateway_name(vni), Kind.VETH, found.outer_lan is not None),
+                    (names.uplink_name(vni), Kind.VETH, found.outer_up is not None),
+                )
+                if is_there
             )
 
     def _applied(self, change: GatewayChange, found: FoundGateway) -> FoundGateway:

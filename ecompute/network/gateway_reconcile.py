@@ -169,7 +169,7 @@ class GatewayReconciler:
 
     def present(self) -> frozenset[int]:
         """Return the VNIs of which something of ours is there."""
-        return self._gateways.ours()
+        return frozenset(device.vni for device in self._gateways.devices() if device.vni is not None)
 
     def _wanted(self, network: Network, ports: Sequence[Port], transit: str | None) -> WantedGateway:
         wanted = gateway.wanted(

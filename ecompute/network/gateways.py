@@ -40,6 +40,7 @@ from ecompute.network.gateway_terms import (
 from ecompute.network.names import GATEWAY_PREFIX, UPLINK_PREFIX
 from ecompute.network.nat import TABLE, UP, InsideRules
 from ecompute.network.nft import Kept
+from ecompute.network.present import Device, Kind
 from ecompute.network.service import Services
 
 _INSIDE = get_args(InnerChange)
@@ -85,8 +86,8 @@ class Gateways(Protocol):
             NetworkError: one was refused; those after it were not made.
         """
 
-    def ours(self) -> frozenset[int]:
-        """Return the VNIs of which a namespace or device of a gateway of ours is there."""
+    def devices(self) -> frozenset[Device]:
+        """Return the namespaces and devices of gateways of ours that are there, whether anybody uses them or not."""
 
 
 @dataclass
@@ -229,11 +230,16 @@ class HostGateways:
             case _:
                 self._outside.apply(rtnetlink, cast("outside.Change", change), namespace)
 
-    def ours(self) -> frozenset[int]:
+    def devices(self) -> frozenset[Device]:
         devices = (_OUTER.fullmatch(name) for _, name in socket.if_nameindex())
         namespaces = (re.fullmatch(rf"ec-([0-9a-f]{{6}})-{self._suffix}", name) for name in netns.taken())
-        mine = {int(match[1], 16) for match in namespaces if match and netns.identity(match[0]) is not None}
-        return frozenset(mine | {int(match[1], 16) for match in devices if match})
+        mine = [match for match in namespaces if match and netns.identity(match[0]) is not None]
+        return frozenset(
+            Device(match[0], kind, int(match[1], 16))
+            for kind, matches in ((Kind.NAMESPACE, mine), (Kind.VETH, devices))
+            for match in matches
+            if match
+        )
 
     def _of(self, vni: int) -> _Known:
         with self._lock:

@@ -1,9 +1,9 @@
 """What of ours is there in a host's network, as a list: for who asks whether each thing has an owner.
 
-The list is all that the audit knows of devices. What else comes to belong to a network on a host (a
-namespace, a pair of devices) is one more entry of it, with a kind of its own.
+The list is all that the audit knows of devices. What else comes to belong to a network on a host is one
+more entry of it, with a kind of its own.
 
-Pure: the lists are made by `links` and `fake`.
+Pure: the lists are made by `links`, `gateways` and their fakes.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ class Kind(StrEnum):
     VLAN = "vlan"
     TAP = "tap"
     """Of one interface of one guest, which its name says (`mesh.tap_name`)."""
+    VETH = "veth"
+    """The outer end of a pair that leads into a network's namespace."""
+    NAMESPACE = "namespace"
 
 
 @dataclass(frozen=True)

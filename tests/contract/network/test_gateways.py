@@ -24,6 +24,7 @@ from ecompute.network.fake_gateways import FakeGateways
 from ecompute.network.gateway_terms import FoundGateway, FoundOuter, WantedGateway
 from ecompute.network.gateways import Gateways, HostGateways
 from ecompute.network.nat import UP
+from ecompute.network.present import Device, Kind
 
 VNI = 0xABCDEF
 CLONE_NEWNET = 0x40000000
@@ -122,7 +123,7 @@ def ip(command: str) -> None:
 def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
     provider = str(uuid4())
     if request.param == "fake":
-        yield Subject(FakeGateways(), provider)
+        yield Subject(FakeGateways(provider), provider)
         return
     request.getfixturevalue("own_namespace")
     # Not below pytest's own directories, which nobody else may enter: dnsmasq would stay root there.
@@ -140,7 +141,7 @@ def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
 
 def test_of_a_network_that_is_not_here_nothing_is_found(subject: Subject) -> None:
     assert subject.found(None) == FoundGateway(VNI)
-    assert subject.gateways.ours() == frozenset()
+    assert subject.gateways.devices() == frozenset()
     assert subject.plan(None) == ()
 
 
@@ -166,7 +167,11 @@ def test_what_was_made_is_found_whole_and_nothing_more_is_to_be_done(subject: Su
     assert found.host_routes == {"203.0.113.5", "203.0.113.6"}
     assert found.proxied == found.announced == {("203.0.113.5", EGRESS), ("203.0.113.6", EGRESS)}
     assert found.service.is_running
-    assert subject.gateways.ours() == {VNI}
+    assert subject.gateways.devices() == {
+        Device(subject.namespace, Kind.NAMESPACE, VNI),
+        Device(names.gateway_name(VNI), Kind.VETH, VNI),
+        Device(names.uplink_name(VNI), Kind.VETH, VNI),
+    }
 
 
 def test_every_change_made_twice_changes_nothing_more(subject: Subject) -> None:

@@ -124,7 +124,7 @@ class Host:
             actuator=actuator,
             memory=memory,
             instances=self.instances,
-            devices=links.devices,
+            devices=lambda: links.devices() | self.gateways.devices(),
         )
         self.look = looker.look
         self.memberships, self._watcher = memberships, watcher

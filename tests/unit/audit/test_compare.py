@@ -92,6 +92,17 @@ def test_devices_that_no_assignment_names_are_told() -> None:
     assert kinds(replace(WHOLE, devices=WHOLE.devices | {tap})) == {(What.DEVICE, tap.name)}
 
 
+def test_what_a_gateway_without_guests_has_left_is_told_and_makes_no_network() -> None:
+    pair, space = Device("ecg000005", Kind.VETH, 5), Device("ec-000005-01234567", Kind.NAMESPACE, 5)
+    assert kinds(OwnLook(devices=frozenset({pair, space}))) == {
+        (What.DEVICE, pair.name),
+        (What.NAMESPACE, space.name),
+    }
+    assert kinds(replace(WHOLE, devices=WHOLE.devices | {pair, space})) == set()
+    tap = Device(TAP, Kind.TAP, None)
+    assert kinds(replace(WHOLE, devices=frozenset({tap, pair, space}))) == {(What.NETWORK, UUID)}
+
+
 def test_where_a_guest_is_that_nobody_asks_for_no_device_in_use_is_told() -> None:
     unused = Device(bridge_name(6), Kind.BRIDGE, 6)
     look = OwnLook(domains={OTHER: Power.ON}, devices=WHOLE.devices | {unused})

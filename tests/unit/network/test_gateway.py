@@ -292,7 +292,7 @@ def test_removal_leaves_nothing_and_may_be_cut_off_anywhere(host: Host, data: st
     host.gateways.apply(changes[: data.draw(st.integers(0, len(changes)))])
     host.ensure(None, None)
     assert host.gateways.networks.get(VNI, FoundGateway(VNI)) == FoundGateway(VNI)
-    assert host.gateways.ours() == frozenset()
+    assert host.gateways.devices() == frozenset()
     assert host.plan(None, None) == ()
 
 
