@@ -31,6 +31,7 @@ from ecompute.cluster.store import (
     Store,
     Versioned,
     absent,
+    present,
     unchanged,
 )
 from ecompute.cluster.upkeep.decide import Act, finish
@@ -259,9 +260,11 @@ class Finisher:
         member = self._store.get(key, NetworkHost)
         if member is None:
             return
-        ports = self._store.list(keys.ports(network_uuid), Port)
-        if any(port.value.provider == host and not is_gone(port.value) for port in ports.items):
-            return
+        for port in self._store.each(keys.ports(network_uuid), Port):
+            if port.value.provider == host and not is_gone(port.value):
+                # Two that go at once would each leave it to the other.
+                compares.append(present(port.key))
+                return
         compares.append(unchanged(member))
         operations.append(Delete(key))
 

@@ -337,3 +337,28 @@ def test_who_withdraws_a_member_is_told_that_it_keeps_changing(
     assert store.get(keys.instance(uuid), Instance) is not None
     assert Finisher(store, cloud.placement, cloud.events).withdraw(found) is True
     assert store.get(keys.instance(uuid), Instance) is None
+
+
+def test_the_last_two_of_a_host_that_go_at_once_take_it_out_of_the_network(
+    cloud: Cloud, store: Store, settings: Any, make_host: Callable[..., Any], make_request: Callable[..., Any]
+) -> None:
+    make_host()
+    first, second = (store.get(keys.instance(Launcher(cloud).launch(make_request()).uuid), Instance) for _ in range(2))
+    assert first is not None and second is not None
+
+    class Overtaken(Store):
+        """Somebody else withdraws the second just before the first is deleted, when all has been read."""
+
+        is_overtaken = False
+
+        def commit(self, compares: Any, operations: Any) -> int:
+            if not self.is_overtaken and any(isinstance(one, Delete) and one.key == first.key for one in operations):
+                self.is_overtaken = True
+                assert Finisher(store, cloud.placement, cloud.events).withdraw(second)
+            return super().commit(compares, operations)
+
+    with Overtaken(settings.etcd) as overtaken:
+        assert Finisher(overtaken, cloud.placement, cloud.events).withdraw(first)
+        assert overtaken.is_overtaken
+    network = first.value.spec.interfaces[0].network_uuid
+    assert store.keys(keys.network_hosts(network))[0] == []
