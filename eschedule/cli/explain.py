@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ecompute.cluster.terminal import say
-from eschedule.cli.completion import complete_group
+from eschedule.cli.completion import complete_group, complete_network
 from eschedule.cli.output import format_option, show_rows
 from eschedule.cli.settings import Settings
 
@@ -23,9 +23,20 @@ COUNT_FIELDS = ("reason", "hosts")
 @click.argument("query")
 @click.option("--no-hosts", "is_for_tenants", is_flag=True, help="Count the hosts by reason, and name none.")
 @click.option("--group", shell_complete=complete_group, help="As a member of this group: its name or uuid.")
+@click.option(
+    "-n",
+    "--network",
+    "networks",
+    multiple=True,
+    metavar="NET",
+    shell_complete=complete_network,
+    help="With an interface on that network; may be repeated.",
+)
 @format_option
 @click.pass_obj
-def explain(settings: Settings, query: str, is_for_tenants: bool, group: str | None, output: str) -> int:
+def explain(
+    settings: Settings, query: str, is_for_tenants: bool, group: str | None, networks: tuple[str, ...], output: str
+) -> int:
     """Say of every host whether it could serve QUERY now, and if not, what it lacks.
 
     QUERY is any query of placement's allocation candidates, as for `launch`. The nearest comes
@@ -37,8 +48,12 @@ def explain(settings: Settings, query: str, is_for_tenants: bool, group: str | N
     with settings.cloud() as cloud:
         from ecompute.cluster.placement import candidates_query
         from eschedule.cloud.explain import look
+        from eschedule.cloud.networks import Networks
         from eschedule.scheduler.beside import Beside
+        from eschedule.scheduler.wiring import on_networks
 
+        known = Networks.of(cloud)
+        query = on_networks(query, [known.find(ref, settings.namespace).value for ref in networks])
         totals = candidates_query(query).totals
         beside = Beside.read(cloud, namespace=settings.namespace, group_ref=group, totals=totals)
         found = look(cloud, query).explain(

@@ -14,6 +14,7 @@ from eschedule.cli.settings import Settings
 
 if TYPE_CHECKING:
     from ecompute.cluster.documents import Network, Port
+    from eschedule.cloud.connection import Cloud
     from eschedule.cloud.networks import Usage
 
 FIELDS = (
@@ -113,10 +114,27 @@ def create(
             mtu=mtu,
         )
         made = Networks.of(cloud).create(settings.namespace, request).value
+        lacking = None if made.physical is None or _is_anywhere(cloud, made.physical) else made.physical
     show_one(describe(made), output)
-    if output == "table":
+    if lacking is not None:
+        advice = "name it under `bridges` in compute.yaml of those that do"
+        say(f"warning: no host has a bridge called {lacking} yet; {advice}")
+    elif output == "table":
         say(f"next: eschedule launch -n {made.name}")
     return 0
+
+
+def _is_anywhere(cloud: Cloud, bridge: str) -> bool:
+    """Whether a host has the bridge, as far as placement says now."""
+    from ecompute.cluster.errors import InvalidInput, Unavailable
+    from ecompute.cluster.given import physnet_trait
+
+    try:
+        return bool(cloud.placement.providers(required=physnet_trait(bridge)))
+    except InvalidInput:  # no host has ever had one: there is no such trait
+        return False
+    except Unavailable:
+        return True  # nothing is known: the network is made, and a launch will say more
 
 
 @network.command("list")

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from ecompute.cluster import keys
 from ecompute.cluster.closing import DISABLED, bar_of
 from ecompute.cluster.documents import Admin, Node
-from ecompute.cluster.errors import NotFound
+from ecompute.cluster.errors import InvalidInput, NotFound
 from ecompute.cluster.placement import Inventory, Summary, candidates_query
 from eschedule.cloud.connection import Cloud
 from eschedule.scheduler.asked import Asked, asked
@@ -24,6 +24,7 @@ from eschedule.scheduler.capacity import Fits, capacity
 from eschedule.scheduler.explain import Explanation, Host, explain
 from eschedule.scheduler.fit import Members, Provider, Stock, Tree
 from eschedule.scheduler.request import check_classes
+from eschedule.scheduler.unknown import explained
 
 SHARES = "MISC_SHARES_VIA_AGGREGATE"
 
@@ -109,7 +110,10 @@ def look(cloud: Cloud, text: str, known: Survey | None = None) -> Look:
     known = survey(cloud) if known is None else known
     if not (wanted.classes <= known.classes and wanted.traits <= known.traits):
         # One that no host has costs placement little to answer, and it says so if it does not know it.
-        cloud.placement.candidates(query, limit=1)
+        try:
+            cloud.placement.candidates(query, limit=1)
+        except InvalidInput as error:
+            raise explained(error, cloud.placement) from error
     members = {
         condition: frozenset(p.uuid for p in cloud.placement.providers(member_of=condition))
         for condition in wanted.conditions

@@ -25,7 +25,7 @@ from ecompute.cluster.shards import level_for, shards
 from eschedule.scheduler.cache import TTL_S, Offer, OfferCache
 from eschedule.scheduler.facts import Facts
 from eschedule.scheduler.question import in_shard, limit_of, names_a_host, on_host
-from eschedule.scheduler.whynot import explained
+from eschedule.scheduler.unknown import explained
 
 if TYPE_CHECKING:
     from ecompute.cluster.placement import Placement

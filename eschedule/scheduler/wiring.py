@@ -70,7 +70,7 @@ class Wiring:
             if network is not None:
                 networks.append(network.value)
                 self._ports.verify(network.value, one)
-        return replace(request, query=requiring(request.query, _traits(networks)))
+        return replace(request, query=on_networks(request.query, networks))
 
     def virtual(self, request: LaunchRequest) -> list[str]:
         """Return the uuids of the networks of ours that it is to be on, as far as they are made."""
@@ -144,6 +144,11 @@ class Wiring:
     def _keep(self, namespace: str, ref: str | None, network: Versioned[Network]) -> None:
         with self._lock:
             self._known[namespace, ref] = self._clock(), network
+
+
+def on_networks(query: str, networks: Iterable[Network]) -> str:
+    """Return ``query`` with what ``networks`` ask of a host."""
+    return requiring(query, _traits(networks))
 
 
 def _traits(networks: Iterable[Network]) -> frozenset[str]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
@@ -440,6 +442,25 @@ def test_a_launch_on_a_physical_network_goes_where_its_bridge_is(
     interface = instance.spec.interfaces[0]
     assert (interface.physical, interface.vlan, interface.vni, interface.mtu) == ("test-lan", 5, lan.vni, 1500)
     assert (interface.gateway, interface.nameservers) == ("10.1.0.254", ())
+
+
+def test_where_no_host_has_its_bridge_the_tool_says_so_and_explain_names_it(
+    cloud: Cloud, tool: Any, make_host: Callable[..., Any], trait: str
+) -> None:
+    name = f"lan-{uuid4().hex[:8]}"
+    made = tool("network", "create", name, "10.5.0.0/24", "--physical", name, "--gateway", "10.5.0.254")
+    assert made.returncode == 0
+    assert f"no host has a bridge called {name} yet; name it under `bridges`" in made.stderr
+    query = f"resources=VCPU:1,MEMORY_MB:64,DISK_GB:1&required={trait}"
+    assert f"no host has a bridge called {name}" in tool("explain", query, "-n", name).stderr
+    without, having = make_host(), make_host()
+    cloud.placement.set_traits(having.provider, {trait, physnet_trait(name)})
+    rows = json.loads(tool("explain", query, "-n", name, "-o", "json").stdout)
+    lacking = {row["host"]: row["lacks"] for row in rows}
+    assert lacking[having.name] == []
+    assert lacking[without.name] == [f"lacks a bridge called {name} (trait {physnet_trait(name)})"]
+    other = tool("network", "create", name, "10.5.0.0/24", "--physical", name, "--vlan", "7")
+    assert "no host has" not in other.stderr and "next: eschedule launch" in other.stderr
 
 
 def test_a_refused_launch_on_a_physical_network_says_which_bridge_is_missing(
