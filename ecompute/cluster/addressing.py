@@ -15,6 +15,8 @@ from uuid import UUID
 
 from ecompute.cluster.errors import AddressesExhausted, InvalidInput, one_line
 
+OVERHEAD_BYTES = 50
+"""Outer Ethernet, IPv4, UDP and VXLAN headers (RFC 7348, section 5)."""
 SHORTEST_PREFIX = 16
 LONGEST_PREFIX = 29
 EXAMPLE = "10.10.0.0/24"
@@ -174,3 +176,8 @@ def check_mac(text: str) -> str:
             f"{mac} is kept for devices of the hosts", hint="choose one that begins with 52:54:00, for example"
         )
     return mac
+
+
+def mtu_over(underlay_mtu: int) -> int:
+    """Return the MTU of a network whose packets travel over an underlay of ``underlay_mtu``, both in bytes."""
+    return underlay_mtu - OVERHEAD_BYTES

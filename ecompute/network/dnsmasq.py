@@ -21,11 +21,9 @@ from pathlib import Path
 
 from ecompute.cluster.addressing import is_unicast_mac
 from ecompute.cluster.documents import Network, Port
-from ecompute.network.names import METADATA
+from ecompute.network.names import LAN, METADATA
 
 LEASE_S = 86_400
-LAN = "lan"
-"""The inner end of the gateway's veth pair, in the network's namespace."""
 
 _RA_INTERVAL_S = 200
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")

@@ -18,12 +18,13 @@ from typing import get_args
 from ecompute.cluster.errors import NetworkError
 from ecompute.network import gateway_terms as terms
 from ecompute.network import names
-from ecompute.network.dnsmasq import LAN, Files, Paths
+from ecompute.network.dnsmasq import Files, Paths
 from ecompute.network.egress import HostRules
 from ecompute.network.gateway import mac_of, namespace_name
 from ecompute.network.gateway_terms import FoundGateway, FoundInner, FoundOuter, FoundService, GatewayChange
 from ecompute.network.gateways import OnChange
-from ecompute.network.nat import UP, InsideRules
+from ecompute.network.names import LAN, UP
+from ecompute.network.nat import InsideRules
 from ecompute.network.present import Device, Kind
 
 APPLIED_KEPT = 10_000

@@ -26,7 +26,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address
 from ecompute.cluster.documents import Network, Port
 from ecompute.cluster.errors import NetworkError
 from ecompute.network import dnsmasq
-from ecompute.network.dnsmasq import LAN, Paths
+from ecompute.network.dnsmasq import Paths
 from ecompute.network.gateway_terms import (
     INNER,
     AddPair,
@@ -63,15 +63,17 @@ from ecompute.network.gateway_terms import (
     WantedUplink,
 )
 from ecompute.network.names import (
+    LAN,
     METADATA,
     METADATA6,
+    UP,
     gateway_mac,
     gateway_name,
     uplink_mac,
     uplink_name,
     uplink_outer_mac,
 )
-from ecompute.network.nat import UP, InsideRules
+from ecompute.network.nat import InsideRules
 
 HOST_TRANSIT = "169.254.0.1"
 """The host's address at every uplink."""

@@ -8,8 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from ecompute.network.dnsmasq import LAN, Files
-from ecompute.network.nat import UP, InsideRules
+from ecompute.network.dnsmasq import Files
+from ecompute.network.names import LAN, UP
+from ecompute.network.nat import InsideRules
 
 INNER = (LAN, UP)
 

@@ -21,7 +21,7 @@ from typing import Any, Protocol, cast, get_args
 
 from ecompute.network import inside, netlink, netns, outside
 from ecompute.network.deaths import Deaths
-from ecompute.network.dnsmasq import LAN, Paths
+from ecompute.network.dnsmasq import Paths
 from ecompute.network.gateway import namespace_name
 from ecompute.network.gateway_terms import (
     EndFlows,
@@ -37,8 +37,8 @@ from ecompute.network.gateway_terms import (
     StartService,
     StopService,
 )
-from ecompute.network.names import GATEWAY_PREFIX, UPLINK_PREFIX
-from ecompute.network.nat import TABLE, UP, InsideRules
+from ecompute.network.names import GATEWAY_PREFIX, LAN, UP, UPLINK_PREFIX
+from ecompute.network.nat import TABLE, InsideRules
 from ecompute.network.nft import Kept
 from ecompute.network.present import Device, Kind
 from ecompute.network.service import Services

@@ -9,7 +9,6 @@ import socket
 from typing import Any
 
 from ecompute.network import flows, netlink
-from ecompute.network.dnsmasq import LAN
 from ecompute.network.gateway import DEFAULT_ROUTE, mac_of
 from ecompute.network.gateway_terms import (
     INNER,
@@ -30,7 +29,7 @@ from ecompute.network.gateway_terms import (
     StartService,
     TellService,
 )
-from ecompute.network.nat import UP
+from ecompute.network.names import LAN, UP
 from ecompute.network.nft import Kept
 from ecompute.network.service import Services
 

@@ -40,11 +40,10 @@ from ecompute.guest import handing, told
 from ecompute.guest.told import Callers
 from ecompute.network import netns
 from ecompute.network.deaths import Deaths
-from ecompute.network.names import METADATA, METADATA6
+from ecompute.network.names import LAN, METADATA, METADATA6
 
 ADDRESS, ADDRESS6 = METADATA, METADATA6
 PORT = 80
-LAN = "lan"
 BACKLOG = 64
 START_TIMEOUT_S = 30.0
 ANSWER_TIMEOUT_S = 5.0

@@ -16,9 +16,6 @@ METADATA = "169.254.169.254"
 METADATA6 = "fe80::a9fe:a9fe"
 """Where a guest asks who it is, on every network."""
 
-OVERHEAD_BYTES = 50
-"""Outer Ethernet, IPv4, UDP and VXLAN headers: a network's MTU is the underlay's less this."""
-
 ZEROS = "00:00:00:00:00:00"
 """The address of the entries for broadcast, multicast and unknown destinations."""
 
@@ -30,6 +27,10 @@ GATEWAY_PREFIX = "ecg"
 UPLINK_PREFIX = "ecu"
 """Of the outer ends of the veth pairs by which those namespaces lead out."""
 VLAN_PREFIX = "ecv"
+LAN = "lan"
+"""The inner end of the gateway's veth pair, in the network's namespace."""
+UP = "up"
+"""The inner end of the uplink's veth pair, in the network's namespace."""
 NO_NETWORK = 0
 """Stands for a VNI with taps that are on an operator's bridge and of no network."""
 PREFIXES = (BRIDGE_PREFIX, VXLAN_PREFIX, VLAN_PREFIX, TAP_PREFIX)
@@ -99,8 +100,3 @@ def uplink_mac(vni: int) -> str:
 
 def uplink_outer_mac(vni: int) -> str:
     return "06:ec:03:" + vni.to_bytes(3, "big").hex(":")
-
-
-def mtu_over(underlay_mtu: int) -> int:
-    """Return the MTU of a network whose packets travel over an underlay of ``underlay_mtu``."""
-    return underlay_mtu - OVERHEAD_BYTES

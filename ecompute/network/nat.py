@@ -19,8 +19,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ecompute.network.dnsmasq import LAN
-from ecompute.network.names import METADATA, METADATA6
+from ecompute.network.names import LAN, METADATA, METADATA6, UP
 from ecompute.network.nft import Json, Table
 from ecompute.network.rules import (
     ACCEPT,
@@ -39,8 +38,6 @@ from ecompute.network.rules import (
     prefix,
 )
 
-UP = "up"
-"""The inner end of the uplink's veth pair, in the network's namespace."""
 TRANSIT = "169.254.0.0/16"
 """In which the addresses of uplinks lie: no packet with one of them leaves the host."""
 

@@ -15,7 +15,6 @@ from typing import Any
 
 from ecompute.network import netlink, netns
 from ecompute.network.announce import announce
-from ecompute.network.dnsmasq import LAN
 from ecompute.network.gateway import HOST_TRANSIT, mac_of
 from ecompute.network.gateway_terms import (
     AddPair,
@@ -30,8 +29,7 @@ from ecompute.network.gateway_terms import (
     SetOuterUp,
     SettleOuter,
 )
-from ecompute.network.names import bridge_name, gateway_name, uplink_mac, uplink_name, uplink_outer_mac
-from ecompute.network.nat import UP
+from ecompute.network.names import LAN, UP, bridge_name, gateway_name, uplink_mac, uplink_name, uplink_outer_mac
 
 _ON_LINK = 4
 

@@ -17,13 +17,13 @@ Any thread may call this.
 
 from __future__ import annotations
 
+from ecompute.cluster.addressing import mtu_over
 from ecompute.cluster.errors import NetworkError
 from ecompute.network.names import (
     TAP_PREFIX,
     VXLAN_PORT,
     bridge_mac,
     bridge_name,
-    mtu_over,
     vlan_name,
     vxlan_name,
 )

@@ -169,15 +169,6 @@ class NetworkReconciler:
         with self._lock, self._links.session():
             return self._remove(vni)
 
-    def remove_if_empty(self, vni: int) -> bool:
-        """Do the same unless ports are on its bridge; return whether something was removed.
-
-        Raises:
-            NetworkError: a device with our name is not ours.
-        """
-        with self._lock, self._links.session():
-            return not self._links.found(vni).ports and bool(self._remove(vni))
-
     def present(self) -> frozenset[int]:
         """Return the VNIs of which something of ours is there."""
         return self._links.ours() | self._filter.present() - {names.NO_NETWORK}

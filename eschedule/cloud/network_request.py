@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from ecompute.cluster.addressing import check_address, gateway_address, parse_cidr
+from ecompute.cluster.addressing import check_address, gateway_address, mtu_over, parse_cidr
 from ecompute.cluster.addressing6 import parse_cidr6
 from ecompute.cluster.documents import Node
 from ecompute.cluster.errors import InvalidInput, one_line
@@ -15,8 +15,6 @@ from ecompute.cluster.given import check_physical
 from eschedule.cloud import references
 from eschedule.cloud.interface_request import NONE
 
-VXLAN_OVERHEAD = 50
-"""Bytes of outer Ethernet, IPv4, UDP and VXLAN headers (RFC 7348, section 5)."""
 PHYSICAL_MTU = 1500
 SMALLEST_MTU = 576
 SMALLEST_MTU6 = 1280
@@ -163,7 +161,7 @@ def mtu_of(request: NetworkRequest, nodes: Iterable[Node]) -> int:
     """
     if request.mtu is not None:
         return request.mtu
-    mtu = min((node.underlay_mtu for node in nodes), default=PHYSICAL_MTU) - VXLAN_OVERHEAD
+    mtu = mtu_over(min((node.underlay_mtu for node in nodes), default=PHYSICAL_MTU))
     if request.cidr6 is not None and mtu < SMALLEST_MTU6:
         raise InvalidInput(
             f"the underlay leaves an MTU of {mtu}, and IPv6 needs {SMALLEST_MTU6}", hint="leave the IPv6 range out"

@@ -19,11 +19,10 @@ from ecompute.cluster.documents import Network, Port
 from ecompute.cluster.errors import NetworkError
 from ecompute.network import gateway, names, netns
 from ecompute.network import gateway_terms as terms
-from ecompute.network.dnsmasq import LAN
 from ecompute.network.fake_gateways import FakeGateways
 from ecompute.network.gateway_terms import FoundGateway, FoundOuter, WantedGateway
 from ecompute.network.gateways import Gateways, HostGateways
-from ecompute.network.nat import UP
+from ecompute.network.names import LAN, UP
 from ecompute.network.present import Device, Kind
 
 VNI = 0xABCDEF

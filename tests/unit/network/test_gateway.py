@@ -12,11 +12,11 @@ from ecompute.cluster.documents import Network, Port
 from ecompute.cluster.errors import NetworkError
 from ecompute.network import gateway_terms as terms
 from ecompute.network import names
-from ecompute.network.dnsmasq import LAN, Paths
+from ecompute.network.dnsmasq import Paths
 from ecompute.network.fake_gateways import FakeGateways
 from ecompute.network.gateway import addresses_of, choose_transit, needs_uplink, neighbours_of, plan, routes_of, wanted
 from ecompute.network.gateway_terms import FoundGateway, FoundOuter, GatewayChange, WantedGateway, WantedUplink
-from ecompute.network.nat import UP
+from ecompute.network.names import LAN, UP
 
 VNI = 0x10
 ME, OTHER = "01234567-0000-4000-8000-000000000001", "another"

@@ -156,11 +156,10 @@ def test_a_network_with_a_guests_port_is_not_removed(reconciler: NetworkReconcil
     before = links.found(VNI)
     with pytest.raises(NetworkError, match="ect1"):
         reconciler.remove(VNI)
-    assert not reconciler.remove_if_empty(VNI)
     assert links.found(VNI) == before
     links.networks[VNI] = replace(before, ports=frozenset())
-    assert reconciler.remove_if_empty(VNI)
-    assert not reconciler.remove_if_empty(VNI)
+    assert reconciler.remove(VNI)
+    assert not reconciler.remove(VNI)
 
 
 def test_a_tap_that_is_not_hardened_is(reconciler: NetworkReconciler, links: FakeLinks) -> None:
