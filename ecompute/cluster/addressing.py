@@ -7,6 +7,7 @@ address added to ``taken``. IPv4, /16 to /29; an IPv6 /64 is `ecompute.cluster.a
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 from collections.abc import Set
@@ -37,6 +38,7 @@ _RESERVED_MACS = ("fe:", "06:ec:00:", "06:ec:01:")
 _UNICAST_MAC = re.compile(r"(?!00:00:00:00:00:00)[0-9a-f][02468ace](?::[0-9a-f]{2}){5}")
 
 
+@functools.lru_cache(maxsize=256)
 def parse_cidr(cidr: str | IPv4Network, *, longest_prefix: int = LONGEST_PREFIX, example: str = EXAMPLE) -> IPv4Network:
     """Return the range that ``cidr`` (``10.10.0.0/24``) names, if a network can have it.
 

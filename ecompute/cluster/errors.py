@@ -61,7 +61,10 @@ def one_line(text: object, limit: int = 500) -> str:
     What comes from outside (a server's answer, a user's file name) passes through here before it
     reaches a terminal or a log.
     """
-    flat = " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
+    said = str(text)
+    if not said.isprintable():
+        said = "".join(c if c.isprintable() else " " for c in said)
+    flat = " ".join(said.split())
     return flat if len(flat) <= limit else flat[: limit - 1] + "…"
 
 

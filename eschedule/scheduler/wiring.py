@@ -106,7 +106,8 @@ class Wiring:
                 network = self._networks.default(request.namespace, self._default_cidr, guard=guard)
                 self._keep(request.namespace, None, network)
             found.append((network, one))
-        if not _traits(network.value for network, _ in found) <= asked(candidates_query(request.query)).traits:
+        needed = _traits(network.value for network, _ in found)
+        if needed and not needed <= asked(candidates_query(request.query)).traits:
             raise Conflict("one of its networks has become another one", hint="launch it again")
         return [
             draft.port(
