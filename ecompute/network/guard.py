@@ -143,7 +143,7 @@ def _bridge() -> list[Json]:
         *_chain(
             "bridge",
             "from-guest4",
-            [match(field("udp", "sport"), 67), *DROP],
+            *_is_served(67, 68),
             [_in(field("icmp", "type"), ["redirect", "router-advertisement"]), *DROP],
             [ACCEPT],
         ),
@@ -156,7 +156,7 @@ def _bridge() -> list[Json]:
                 match({"exthdr": {"name": "frag"}}, True),
                 *DROP,
             ],
-            [match(field("udp", "sport"), 547), *DROP],
+            *_is_served(547, 546),
             [_in(field("icmpv6", "type"), ["nd-router-advert", "nd-redirect"]), *DROP],
             [ACCEPT],
         ),
@@ -189,6 +189,18 @@ def _bridge() -> list[Json]:
         ),
         *_hooked("bridge", "input", *([_name("iifname", "==", beginning), *DROP] for beginning in PORTS)),
     ]
+
+
+def _is_served(server: int, client: int) -> list[list[Json]]:
+    """Nobody plays DHCP server: clients look at the port that is theirs, whatever it comes from."""
+    return [[match(field("udp", "sport"), server), *DROP], [match(field("udp", "dport"), client), *DROP]]
+
+
+def _asks_for(mac: str) -> list[list[Json]]:
+    """It asks the DHCP server in its own name (chaddr, RFC 2131), or not at all."""
+    to_server = match(field("udp", "dport"), 67)
+    chaddr = {"payload": {"base": "th", "offset": 288, "len": 48}}
+    return [[to_server, match(chaddr, int(mac.replace(":", ""), 16)), _goto("from-guest4")], [to_server, *DROP]]
 
 
 def _not_about(*addresses: str) -> list[list[Json]]:
@@ -268,6 +280,7 @@ def _of_tap(tap: Tap) -> list[Iterable[Json]]:
         return [
             *start,
             [is_own_arp, ACCEPT],
+            *([_is_ether("ip"), *rule] for rule in _asks_for(tap.mac)),
             [_is_ether("ip"), _goto("from-guest4")],
             [_is_ether("ip6"), _goto("from-guest6")],
             DROP,
@@ -279,6 +292,7 @@ def _of_tap(tap: Tap) -> list[Iterable[Json]]:
     if four:
         own += [
             [is_own_arp, _in(field("arp", "saddr ip"), four), ACCEPT],
+            *([_in(source4, four), *rule] for rule in _asks_for(tap.mac)),
             [_in(source4, four), _goto("from-guest4")],
         ]
     return [
@@ -286,13 +300,15 @@ def _of_tap(tap: Tap) -> list[Iterable[Json]]:
         *own,
         # It asks whether an address is free (RFC 5227), and for one of its own.
         [match(field("arp", "operation"), "request"), is_own_arp, match(field("arp", "saddr ip"), NOBODY), ACCEPT],
-        [
-            match(source4, NOBODY),
-            match(field("ip", "daddr"), "255.255.255.255"),
-            match(field("udp", "sport"), 68),
-            match(field("udp", "dport"), 67),
-            ACCEPT,
-        ],
+        *(
+            [
+                match(source4, NOBODY),
+                match(field("ip", "daddr"), "255.255.255.255"),
+                match(field("udp", "sport"), 68),
+                *rule,
+            ]
+            for rule in _asks_for(tap.mac)
+        ),
         [match(field("icmpv6", "type"), "nd-neighbor-advert"), _target(six, "!="), *DROP],
         [_in(source6, six), _goto("from-guest6")],
         # The same in IPv6 (RFC 4862, section 5.4), and the groups that it joins meanwhile (RFC 3590).

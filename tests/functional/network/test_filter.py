@@ -65,6 +65,11 @@ def ports(source: int, to: int, payload: bytes = b"offer") -> bytes:
     return struct.pack("!HHHH", source, to, 8 + len(payload), 0) + payload
 
 
+def bootp(mac: str) -> bytes:
+    """A request for the client with ``mac`` (RFC 2131, figure 1), as far as that."""
+    return struct.pack("!BBBBIHH16x", 1, 1, 6, 0, 7, 0, 0) + octets(mac) + bytes(10)
+
+
 def four(packet: bytes, mac: str = ME, to: str = BROADCAST) -> bytes:
     return frame(to, mac, ETH_P_IP, packet)
 
@@ -110,6 +115,12 @@ FORBIDDEN = {
     "DHCP offer to one": four(ip(to=NEAR_IP, payload=ports(67, 68)), to=NEAR),
     "DHCP offer from a routed address": four(ip(ROUTED, "255.255.255.255", payload=ports(67, 68))),
     "DHCP offer from no address": four(ip("0.0.0.0", "255.255.255.255", payload=ports(67, 68))),
+    "DHCP offer from another port": four(ip(to="255.255.255.255", payload=ports(1067, 68))),
+    "DHCP offer to one from another port": four(ip(to=NEAR_IP, payload=ports(1067, 68)), to=NEAR),
+    "DHCP discovery in another's name": four(ip("0.0.0.0", "255.255.255.255", payload=ports(68, 67, bootp(NEAR)))),
+    "DHCP release in another's name": four(ip(MY_IP, GATEWAY, payload=ports(68, 67, bootp(NEAR)))),
+    "DHCP request too short to say for whom": four(ip(MY_IP, GATEWAY, payload=ports(68, 67))),
+    "DHCPv6 offer from another port": six(ip6(MY_LL, payload=ports(1547, 546))),
     "DHCPv6 offer": six(ip6(MY_LL, payload=ports(547, 546))),
     "DHCPv6 offer behind options": six(ip6(MY_LL, protocol=0, payload=extended(UDP, ports(547, 546)))),
     "router advertisement": six(ip6(MY_LL, protocol=ICMP6, payload=advertisement())),
@@ -152,8 +163,8 @@ ALLOWED = {
     "ARP: it is here": asks(2, ME, MY_IP, MY_IP),
     "ARP: a routed address is here": asks(2, ME, ROUTED, ROUTED),
     "ARP: is the address free?": asks(1, ME, "0.0.0.0", MY_IP),
-    "DHCP discovery": four(ip("0.0.0.0", "255.255.255.255", payload=ports(68, 67))),
-    "DHCP renewal": four(ip(MY_IP, GATEWAY, payload=ports(68, 67))),
+    "DHCP discovery": four(ip("0.0.0.0", "255.255.255.255", payload=ports(68, 67, bootp(ME)))),
+    "DHCP renewal": four(ip(MY_IP, GATEWAY, payload=ports(68, 67, bootp(ME)))),
     "IPv6": six(ip6()),
     "IPv6 from its link-local address": six(ip6(MY_LL)),
     "IPv6 from a routed address": six(ip6(ROUTED6)),

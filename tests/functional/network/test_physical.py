@@ -22,6 +22,8 @@ LAN = structs.replace(NETWORK, kind=NetworkKind.PHYSICAL, physical="lan", gatewa
 ANY = structs.replace(LAN, cidr=None, cidr6=None)
 ALL_NODES_MAC = "33:33:00:00:00:01"
 DHCP_OFFER = struct.pack("!HHHH", 67, 68, 13, 0) + b"offer"
+OFFER_FROM_ELSEWHERE = struct.pack("!HHHH", 1067, 68, 13, 0) + b"offer"
+DISCOVERY_OF_ANOTHER = struct.pack("!HHHH28x6B10x", 68, 67, 52, 0, *bytes.fromhex("020000000099"))
 ADVERTISEMENT = struct.pack("!BBHBBHII", 134, 0, 0, 64, 0, 1800, 0, 0)
 
 
@@ -78,6 +80,8 @@ def forbidden(guest: Guest) -> list[bytes]:
     own = names.link_local(guest.mac)
     return [
         frame("ff:ff:ff:ff:ff:ff", guest.mac, 0x0800, ipv4(17, guest.ip, "255.255.255.255", DHCP_OFFER)),
+        frame("ff:ff:ff:ff:ff:ff", guest.mac, 0x0800, ipv4(17, guest.ip, "255.255.255.255", OFFER_FROM_ELSEWHERE)),
+        frame("ff:ff:ff:ff:ff:ff", guest.mac, 0x0800, ipv4(17, guest.ip, "255.255.255.255", DISCOVERY_OF_ANOTHER)),
         frame(ALL_NODES_MAC, guest.mac, 0x86DD, ipv6(58, own, "ff02::1", ADVERTISEMENT)),
         frame("ff:ff:ff:ff:ff:ff", "02:00:00:00:00:99", 0x0800, ipv4(17, guest.ip, "10.50.0.255", udp(b"x"))),
         frame("ff:ff:ff:ff:ff:ff", guest.mac, ETH_P_ARP, arp(1, "02:00:00:00:00:99", guest.ip, "10.50.0.77")),
