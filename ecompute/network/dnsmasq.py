@@ -13,7 +13,7 @@ Invariants:
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from ipaddress import IPv4Network, IPv6Network, ip_interface
@@ -96,6 +96,33 @@ def render(
         leases=_leases(network, mine) if network.has_dhcp else "",
         names=_names(network, ports) if network.has_dns else "",
     )
+
+
+def without_former(given: str, before: str, after: str) -> str:
+    """Return the leases that dnsmasq holds without those of addresses that are somebody else's now.
+
+    It keeps an address for whom it gave it to until the lease ends, and gives it to nobody else meanwhile.
+
+    Args:
+        given: its file of leases.
+        before: what it was told of who has which address when that was written; ``after``: what it is to be told.
+    """
+    had, have = _by_address(before), _by_address(after)
+    return "".join(line for line in given.splitlines(keepends=True) if not _is_former(line, had, have))
+
+
+def _is_former(line: str, had: Mapping[str, str], have: Mapping[str, str]) -> bool:
+    # Expiry, MAC (of IPv6 the IAID), address, name, client; one line says who the server is.
+    fields = line.split()
+    if len(fields) < 3 or (mac := have.get(fields[2])) is None:
+        return False
+    return (had.get(fields[2]) if ":" in fields[2] else fields[1].lower()) != mac
+
+
+def _by_address(leases: str) -> dict[str, str]:
+    """Return the MAC by each address of what `_leases` made."""
+    rows = (line.split(",") for line in leases.splitlines())
+    return {part.strip("[]"): mac for mac, *parts in rows for part in parts if "." in part or part.startswith("[")}
 
 
 def label(name: str | None) -> str | None:

@@ -120,7 +120,7 @@ def apply(rtnetlink: Any, change: InnerChange, rules: Kept, services: Services) 
         case StartService(vni, files):
             services.start(vni, files, netlink.index(LAN))
         case TellService(vni, files):
-            services.tell(vni, files)
+            services.tell(vni, files, netlink.index(LAN))
         case DropRoute(_, route):
             with netlink.gone_is_fine():
                 rtnetlink.route("del", **{**_route(route), "proto": 0, "scope": netlink.ANY_SCOPE})

@@ -27,7 +27,7 @@ from pathlib import Path
 
 from ecompute.cluster.errors import NetworkError, one_line
 from ecompute.network import netns
-from ecompute.network.dnsmasq import Files, Paths
+from ecompute.network.dnsmasq import Files, Paths, without_former
 from ecompute.network.gateway_terms import FoundService
 
 PROGRAM = "dnsmasq"
@@ -80,6 +80,9 @@ class Services:
             if other != conf:
                 other.unlink(missing_ok=True)
         _write(conf, files.conf)
+        # First, so that what it was told is lost only with what it makes of that.
+        if (given := _given(paths, files)) is not None:
+            _write(paths.given, given)
         _write_lists(paths, files)
         _write(_told(paths), f"{files.told_digest} {lan}\n")
         try:
@@ -101,13 +104,16 @@ class Services:
         if done.returncode != 0:
             raise NetworkError(f"dnsmasq did not start: {one_line(done.stderr, 200)}")
 
-    def tell(self, vni: int, files: Files) -> None:
-        """Have it read its lists anew."""
+    def tell(self, vni: int, files: Files, lan: int) -> None:
+        """Have it read its lists anew; where an address is another guest's now, start it anew: see `start`."""
         paths = self.paths(vni)
-        _, lan = _read_told(_told(paths))
+        if _given(paths, files) is not None:
+            self.start(vni, files, lan)
+            return
+        _, lan_then = _read_told(_told(paths))
         _write_lists(paths, files)
         _signal(*self._process(vni), paths, signal.SIGHUP)
-        _write(_told(paths), f"{files.told_digest} {lan}\n")
+        _write(_told(paths), f"{files.told_digest} {lan_then}\n")
 
     def stop(self, vni: int) -> None:
         """End it, wherever it runs and whatever its pid file says. It may be gone.
@@ -210,6 +216,20 @@ def _read_told(path: Path) -> tuple[str | None, int | None]:
         return digest, int(lan)
     except (OSError, ValueError):
         return None, None
+
+
+def _given(paths: Paths, files: Files) -> str | None:
+    """Return the leases that it is to hold, if it holds others: see `dnsmasq.without_former`."""
+    given, before = _text(paths.given), _text(paths.leases)
+    wanted = without_former(given, before, files.leases)
+    return None if wanted == given else wanted
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return ""
 
 
 def _make(directory: Path) -> None:

@@ -287,7 +287,7 @@ class Host:
             instance_uuid=str(uuid4()),
             provider=self.provider,
             epoch=1,
-            mac=f"02:00:00:{network.vni % 256:02x}:00:{number:02x}",
+            mac=others.pop("mac", f"02:00:00:{network.vni % 256:02x}:00:{number:02x}"),
             addresses=(f"10.0.0.{number}/24", f"fd00:1::{number}/64"),
             name=name,
             **others,

@@ -250,3 +250,12 @@ def test_when_the_last_guest_has_gone_nothing_is_left(world: World) -> None:
 def _dnsmasqs(host: Any) -> dict[int, str]:
     found: dict[int, str] = dnsmasqs(host.directory)
     return found
+
+
+def test_the_address_of_a_guest_that_went_is_given_to_the_next_one(world: World) -> None:
+    host = world.hosts[0]
+    host.add_guest("keeper", 9)
+    former = host.add_guest("former", 5)
+    assert former.dhcp()["ip"] == "10.0.0.5"
+    host.remove_guest(former)
+    assert host.add_guest("next", 5, mac="02:00:00:34:00:99").dhcp()["ip"] == "10.0.0.5"

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ecompute.cluster.documents import Network, Port
-from ecompute.network.dnsmasq import Files, Paths, label, render
+from ecompute.network.dnsmasq import Files, Paths, label, render, without_former
 from ecompute.network.resolvers import parse, upstream
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "network" / "dnsmasq"
@@ -169,3 +169,22 @@ def test_name_servers_are_those_that_others_reach(tmp_path: Path) -> None:
 @given(st.text())
 def test_a_resolv_conf_of_any_kind_is_read(text: str) -> None:
     parse(text)
+
+
+def test_leases_of_an_address_that_is_somebody_elses_now_are_not_kept() -> None:
+    kept = (
+        "1700000000 02:00:00:00:00:01 10.0.0.5 web *\n"
+        "1700000000 02:00:00:00:00:03 10.0.0.7 * *\n"
+        "duid 00:01:00:01:2e:aa:bb:cc:02:00:00:00:00:ff\n"
+        "1700000000 7 fd00:1::7 * 00:03:00:01:02:00:00:00:00:03\n"
+    )
+    former = "1700000000 02:00:00:00:00:09 10.0.0.6 * *\n1700000000 8 fd00:1::6 * 0:4\n1700000000 8 fd00:1::8 * 0:4\n"
+    before = "02:00:00:00:00:03,10.0.0.7,[fd00:1::7]\n02:00:00:00:00:09,[fd00:1::6]\n"
+    after = (
+        "02:00:00:00:00:01,10.0.0.5,web,set:out\n02:00:00:00:00:02,10.0.0.6,[fd00:1::6],db\n"
+        "02:00:00:00:00:03,10.0.0.7,[fd00:1::7]\n02:00:00:00:00:04,[fd00:1::8]\n"
+    )
+    assert without_former(kept + former, before, after) == kept
+    assert without_former(kept, before, "") == kept, "of a guest that is gone: it goes when it ends"
+    assert without_former("", "", after) == ""
+    assert without_former("garbage\n\n\0 x y\n", before, after) == "garbage\n\n\0 x y\n"
