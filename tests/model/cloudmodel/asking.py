@@ -6,6 +6,8 @@ message does. The order of the messages is the product's.
 
 from __future__ import annotations
 
+from enum import Enum, auto
+
 from msgspec import structs
 
 from cloudmodel.etcd import Compare, Delete, Entry, Put, unchanged
@@ -54,13 +56,14 @@ def schedule(world: World, uuid: str, prefer: int) -> Steps:
     assert mine is not None
     yield "intended"
     for provider in HOSTS[prefer:] + HOSTS[:prefer]:
-        is_claimed = yield from _claim(world, uuid, provider)
-        if is_claimed is None:
+        claimed = yield from _claim(world, uuid, provider)
+        if claimed is None:
             return  # nobody knows: the audit's
-        if not is_claimed:
+        if claimed is Claimed.NOT:
             continue
+        is_in_doubt = claimed is Claimed.FOUND and world.is_chosen(uuid) and world.rules.found_claim_is_in_doubt
         yield "claimed"
-        has_told = yield from _request(world, uuid, provider, same_life, mine)
+        has_told = yield from _request(world, uuid, provider, same_life, mine, is_in_doubt=is_in_doubt)
         if has_told is None or has_told:
             return
         yield "passes a host over"
@@ -68,26 +71,37 @@ def schedule(world: World, uuid: str, prefer: int) -> Steps:
     yield from _give_up(world, uuid, mine)
 
 
+class Claimed(Enum):
+    NOT = auto()
+    NEWLY = auto()
+    FOUND = auto()
+    """It holds just this already: an earlier try of ours was written, or it is the claim of a guest that runs."""
+
+
 def _claim(world: World, uuid: str, provider: str) -> Steps:
+    """Return how it went; None: nobody knows."""
     for _ in range(3):
         try:
             world.to_placement(lambda: world.placement.claim(uuid, provider))
         except RefusedError:
             yield "was refused"
             held = world.placement.allocations.get(uuid)
-            return held is not None and held.provider == provider
+            if held is not None and held.provider == provider:
+                return Claimed.FOUND
+            is_others = held is not None and world.is_chosen(uuid) and world.rules.found_claim_is_in_doubt
+            return None if is_others else Claimed.NOT
         except Unanswered:
             yield "claim unanswered"
         else:
-            return True
+            return Claimed.NEWLY
     return None
 
 
-def _request(world: World, uuid: str, provider: str, same_life: Compare, mine: Entry) -> Steps:
+def _request(world: World, uuid: str, provider: str, same_life: Compare, mine: Entry, *, is_in_doubt: bool) -> Steps:
     """Return whether the host was told; None: the claim is not this process's any more."""
     etcd = world.etcd
     # What was once written without an answer may be at work on its host, whatever etcd says later.
-    passes_over: bool | None = False
+    passes_over: bool | None = None if is_in_doubt else False
     for _ in range(3):
         node = etcd.get(keys.node(provider))
         if node is None or not isinstance(node.value, Node) or node.value.hold is not None:
@@ -105,7 +119,8 @@ def _request(world: World, uuid: str, provider: str, same_life: Compare, mine: E
                 continue
             if world.rules.uuids_are_used_once:
                 # Its answer said that nothing was written, and nothing can be any more.
-                yield from release(world, uuid)
+                if not is_in_doubt:
+                    yield from release(world, uuid)
                 return None
             if found is not None or etcd.get(keys.instance(uuid)) is not None:
                 return None

@@ -89,13 +89,17 @@ def check_the_end(world: World) -> None:
             raise Violated("never deleted", f"{uuid}: {assignment}, {seen}")
         if instance.state is State.ERROR and uuid in world.placement.allocations:
             raise Violated("held for ever", f"{uuid} is in error and keeps its claim")
+        has_room = world.placement.used(instance.provider) < world.placement.capacity[instance.provider]
+        if instance.state is State.INITIAL and uuid not in world.placement.allocations and has_room:
+            raise Violated("never claimed again", f"{uuid} on {instance.provider}")
         if instance.state is State.INITIAL and assignment is not None and assignment.value.role is Role.RUN:
             state = None if seen is None else seen.value.state
             if state not in (State.CREATED, State.ERROR):
                 raise Violated("never built", f"{uuid}: {seen}")
     _check_gangs(world, instances)
+    told = {keys.last(key) for key in etcd.below(keys.HOSTS)}  # by the audit, where there is no instance
     for uuid, claim in world.placement.allocations.items():
-        if uuid not in instances and uuid not in reported:
+        if uuid not in instances and uuid not in reported | told:
             raise Violated("held for ever", f"the claim of {uuid} on {claim.provider}")
     for uuid in used:
         if uuid not in instances and uuid not in reported:

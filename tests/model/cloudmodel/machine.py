@@ -21,6 +21,8 @@ from ecompute.cluster import keys
 from ecompute.cluster.documents import Power
 
 INSTANCES = 5
+GANG_STEPS = 11
+"""As many as a gang of three takes up to its commit."""
 COUNTS = st.sampled_from([1, 1, 1, 2, 3, 4, 5, 6, 8, 13, 30])
 ETCD_FATES = [Fate.FINE] * 6 + [Fate.LOST, Fate.UNANSWERED]
 FATES = st.sampled_from([*ETCD_FATES, Fate.LATE])
@@ -119,12 +121,14 @@ class CloudMachine(RuleBasedStateMachine):
         if then == "is killed":
             self.world.kill(process)
 
-    @precondition(lambda self: self.world.uuids and not self.world.was_set_back)
+    @precondition(lambda self: self.world.uuids)
     @rule(pick=PICK, prefer=st.integers(0, 1), count=COUNTS)
     def repeat_a_launch(self, pick: int, prefer: int, count: int) -> None:
         """A client that chose the uuid launches with it again, whatever became of it."""
         uuid = self._uuid(pick)
         if self.world.is_chosen(uuid):
+            if self.world.was_set_back:
+                self.world.reborn.add(uuid)
             process = self.world.spawn(f"launch of {uuid} again", lambda process: schedule(self.world, uuid, prefer))
             self.world.run(process, count)
 
@@ -315,4 +319,25 @@ class DataLossMachine(CloudMachine):
             self.world.hosts[host].domains.clear()
 
 
-__all__ = ["CloudMachine", "DataLossMachine", "Violated"]
+class GangDataLossMachine(DataLossMachine):
+    """And it begins with a gang, of which etcd and placement were backed up at some step of its launch."""
+
+    @initialize(
+        auditors=st.integers(1, 2),
+        size=st.integers(2, 3),
+        prefer=st.integers(0, 1),
+        before=st.integers(1, GANG_STEPS),
+        after=st.sampled_from([0, 1, 2, 3, 5, 30]),
+        rounds=st.integers(0, 1),
+    )
+    def begin(self, auditors: int, size: int, prefer: int, before: int, after: int, rounds: int) -> None:
+        super().begin(auditors=auditors, launched=[], rounds=0)
+        self._launch_gang(prefer, size, before)
+        self.etcd_backup = self.world.etcd.snapshot()
+        self.placement_backup = dict(self.world.placement.allocations)
+        self.world.run(self.world.processes[-1], after)
+        for _ in range(rounds):
+            let_a_round_pass(self.world)
+
+
+__all__ = ["CloudMachine", "DataLossMachine", "GangDataLossMachine", "Violated"]

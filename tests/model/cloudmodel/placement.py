@@ -24,6 +24,7 @@ class Allocation:
 class Placement:
     capacity: dict[str, int]
     on_release: Callable[[str, Allocation], None]
+    on_claim: Callable[[str], None]
     allocations: dict[str, Allocation] = field(default_factory=dict)
 
     def used(self, provider: str) -> int:
@@ -33,7 +34,7 @@ class Placement:
         """``PUT`` with ``consumer_generation: null``: creates, and nothing else."""
         if consumer in self.allocations or self.used(provider) >= self.capacity[provider]:
             raise RefusedError
-        self.allocations[consumer] = Allocation(provider, 1)
+        self._take(consumer, provider)
 
     def claim_many(self, claims: Mapping[str, str]) -> None:
         """``POST`` for several consumers ({consumer: provider}): all or none."""
@@ -43,7 +44,11 @@ class Placement:
         ):
             raise RefusedError
         for consumer, provider in claims.items():
-            self.allocations[consumer] = Allocation(provider, 1)
+            self._take(consumer, provider)
+
+    def _take(self, consumer: str, provider: str) -> None:
+        self.allocations[consumer] = Allocation(provider, 1)
+        self.on_claim(consumer)
 
     def release(self, consumer: str, generation: int) -> None:
         """``PUT`` of nothing, with the generation that was read."""

@@ -20,7 +20,10 @@ class Rules:
     audit_deletes_the_intent_first: bool = True
     audit_asks_the_host: bool = True
     audit_asks_in_the_lane: bool = True
+    audit_claims_again: bool = True
+    reclaim_never_releases: bool = True
     lead_checks_its_lease: bool = True
+    lead_looks_for_its_key: bool = True
     finish_waits_for_gone: bool = True
     host_checks_the_claim: bool = True
     host_remembers_before_the_start: bool = True
@@ -35,6 +38,7 @@ class Rules:
     settled_request_keeps_its_host: bool = True
     uuids_are_used_once: bool = True
     chosen_uuids_are_kept: bool = True
+    found_claim_is_in_doubt: bool = True
     gang_waits_for_its_commit: bool = True
     gang_writes_compare_its_record: bool = True
     gang_in_doubt_is_left_alone: bool = True

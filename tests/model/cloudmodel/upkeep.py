@@ -171,6 +171,9 @@ def upkeep(world: World, process: Process) -> Steps:
         checked = lease if world.rules.lead_checks_its_lease else None
         while checked is None or checked.is_held(world.now_s):
             yield "leads"
+            if world.rules.lead_looks_for_its_key and not _is_there(world, term):
+                world.drop(lease)
+                break
             for uuid, provider in _in_hand(world):
                 yield from finish_one(world, uuid, provider, guard)
             now = yield from _look(world)
@@ -180,6 +183,11 @@ def upkeep(world: World, process: Process) -> Steps:
             looked = yield from look_at_gangs(world)
             yield from mind_gangs(world, gangs, looked, guard)
             gangs = keep(gangs, looked)
+
+
+def _is_there(world: World, term: int) -> bool:
+    entry = world.etcd.get(LEAD)
+    return entry is not None and entry.create_revision == term
 
 
 def _in_hand(world: World) -> list[tuple[str, str]]:
@@ -201,7 +209,7 @@ def _look(world: World) -> Steps:
     etcd = world.etcd
     intents = {keys.last(key): entry.mod_revision for key, entry in etcd.below(keys.INTENTS).items()}
     yield "has read the intents"
-    instances = frozenset(keys.last(key) for key in etcd.below(keys.INSTANCES))
+    instances = {keys.last(key): entry.value.state for key, entry in etcd.below(keys.INSTANCES).items()}
     owned = {
         key: Owned(entry.value.instance_uuid, entry.mod_revision)
         for key, entry in etcd.below(keys.addresses("net")).items()
@@ -223,7 +231,8 @@ def _look(world: World) -> Steps:
         ended_s=world.now_s,
         allocations=allocations,
         intents=intents,
-        instances=instances,
+        instances=frozenset(instances),
+        holders=frozenset(uuid for uuid, state in instances.items() if state is State.INITIAL),
         hosts=hosts,
         owned=owned,
     )
@@ -259,6 +268,28 @@ def _repair(world: World, process: Process, found: Leaks, guard: list[Compare], 
     for consumer in releases(found, frozenset(deleted), frozenset(nothing_there)):
         yield "is about to release a leak"
         yield from release(world, consumer, lease)
+    for uuid in found.unbacked if world.rules.audit_claims_again else ():
+        yield from _reclaim(world, uuid, lease)
+
+
+def _reclaim(world: World, uuid: str, lease: Lease | None) -> Steps:
+    """As `ecompute.cluster.upkeep.reclaim.Reclaimer.reclaim` does."""
+    instance = world.etcd.get(keys.instance(uuid))
+    yield "has read whom to claim for again"
+    if instance is None or instance.value.state is not State.INITIAL or uuid in world.placement.allocations:
+        return
+    yield "is about to claim again"
+    if lease is not None and not lease.is_held(world.now_s):
+        return
+    provider = instance.value.provider
+    try:
+        world.to_placement(lambda: world.placement.claim(uuid, provider))
+    except (RefusedError, Unanswered):
+        return
+    if not world.rules.reclaim_never_releases:
+        yield "looks whether it was right"
+        if world.etcd.get(keys.instance(uuid)) is None:
+            yield from release(world, uuid)
 
 
 def _ask(world: World, process: Process, question: Question) -> Steps:

@@ -83,13 +83,15 @@ class World:
     gone: set[str] = field(default_factory=set)
     """Instances of which a host has said that nothing is left."""
     unbacked: set[str] = field(default_factory=set)
-    """Instances whose claim was taken away by setting placement back."""
+    """Instances whose claim was taken away by setting placement back, and that have not had one since."""
     by_hand: set[str] = field(default_factory=set)
     """Instances whose keys or guest somebody has laid hands on."""
     hidden: set[str] = field(default_factory=set)
     """Instances whose disk was once moved away by hand: rubbish meanwhile, it may come back."""
     was_set_back: bool = False
     """Whether etcd ever lost anything."""
+    reborn: set[str] = field(default_factory=set)
+    """Instances whose uuid a client launched with again after etcd had lost what it knew of it."""
     gang_of: dict[str, str] = field(default_factory=dict)
     """Instance to its gang."""
     committed: set[str] = field(default_factory=set)
@@ -98,7 +100,7 @@ class World:
     def __post_init__(self) -> None:
         from cloudmodel.host import Host
 
-        self.placement = Placement(dict.fromkeys(HOSTS, CAPACITY), self._released)
+        self.placement = Placement(dict.fromkeys(HOSTS, CAPACITY), self._released, self.unbacked.discard)
         self.hosts = {name: Host(self, name) for name in HOSTS}
 
     # --- messages ---
@@ -195,7 +197,7 @@ class World:
         self.in_flight.clear()
         self.placement.allocations = dict(allocations)
         self.unbacked |= before.keys() - allocations.keys()
-        # What a scheduler claims after this is its own again; what it held before may be lost.
+        # What is claimed after this is its own again; what it held before may be lost.
         self.unbacked |= {uuid for uuid in self.uuids if uuid not in allocations}
 
     # --- what must never be seen ---
