@@ -306,6 +306,7 @@ class Daemon:
             provider,
             console_log=lambda uuid: actuator.files(uuid).console_log,
             has_nothing=instances.has_nothing,
+            register=upkeep.wake,
         )
         at_end(operations.close)
         looker = Looker(

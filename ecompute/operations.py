@@ -1,4 +1,4 @@
-"""What tools and the lead ask of this host and wait for: the end of a console log, a presence.
+"""What tools and the lead ask of this host and wait for: the end of a console log, a presence, to register again.
 
 A question is a leased key below ``/operations/<provider>/``; the answer is written in its place, in
 the same lease, so that it goes with the tool that asked. Answers are at most 64 KiB. Reading a log
@@ -16,7 +16,7 @@ from uuid import UUID
 from msgspec import structs
 
 from ecompute.cluster import keys
-from ecompute.cluster.asking import CONSOLE, NOTHING, PRESENCE
+from ecompute.cluster.asking import CONSOLE, NOTHING, PRESENCE, REGISTER
 from ecompute.cluster.documents import Operation
 from ecompute.cluster.errors import CompareFailed
 from ecompute.cluster.store import Change, Put, Store, Versioned, Watcher, unchanged
@@ -35,6 +35,7 @@ class Operations:
     Args:
         console_log: says where the console log of an instance lies.
         has_nothing: says, sooner or later, whether nothing of an instance is on this host.
+        register: has the host look whether placement knows it, soon.
     """
 
     def __init__(
@@ -45,10 +46,12 @@ class Operations:
         *,
         console_log: Callable[[str], Path],
         has_nothing: Callable[[str], Future[bool]],
+        register: Callable[[], object],
     ) -> None:
         self._store = store
         self._console_log = console_log
         self._has_nothing = has_nothing
+        self._register = register
         self._asked: Serial[Versioned[Operation]] = Serial("operations", self._settle)
         self._follow = watcher.follow(keys.operations(provider), Operation, self._changed)
 
@@ -70,6 +73,9 @@ class Operations:
             log.warning("operation %s was not answered: %s", asked.key, error)
 
     def _answer(self, operation: Operation) -> Operation:
+        if operation.kind == REGISTER:
+            self._register()
+            return structs.replace(operation, answer="looks")
         try:
             uuid = str(UUID(operation.instance_uuid))  # a path is made of it
         except ValueError:

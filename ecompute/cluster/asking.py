@@ -1,4 +1,4 @@
-"""Asking a host something, and waiting for its answer: the end of a console log, a presence.
+"""Asking a host something, and waiting for its answer: the end of a console log, a presence, to register again.
 
 The question is a leased key below ``/operations/<provider>/``; the host answers in its place. It
 goes when the asker has its answer, gives up, or dies.
@@ -22,6 +22,8 @@ CONSOLE = "console"
 PRESENCE = "presence"
 """Asks whether anything of an instance is there; the answer is `NOTHING` or something else."""
 NOTHING = "nothing"
+REGISTER = "register"
+"""Asks it to look now whether placement knows it, and to register if not; it is about no instance."""
 
 
 def ask(store: Store, provider: str, question: Operation, *, timeout_s: float) -> Operation | None:

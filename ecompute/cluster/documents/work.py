@@ -34,7 +34,8 @@ class Operation(Document, frozen=True, kw_only=True):
     """``/operations/<provider>/<uuid>``: leased; asked by a tool, answered in place by the host."""
 
     kind: str
-    instance_uuid: str
+    instance_uuid: str = ""
+    """Nothing, where it is about none."""
     limit_bytes: int = 65536
     answer: str | None = None
     error: str | None = None

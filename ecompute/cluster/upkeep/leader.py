@@ -27,6 +27,7 @@ from ecompute.cluster.upkeep.audit import AUDIT, FULL_AUDIT
 from ecompute.cluster.upkeep.duties import Charge, Duty, EachAlone, NotLeading, Turn
 from ecompute.cluster.upkeep.expiry import EXPIRY
 from ecompute.cluster.upkeep.finish import Finisher
+from ecompute.cluster.upkeep.forgotten import FORGOTTEN
 from ecompute.cluster.upkeep.gangs import GANGS
 from ecompute.cluster.upkeep.groups import GROUPS
 from ecompute.cluster.upkeep.lead import Election, Term
@@ -52,6 +53,7 @@ DUTIES: tuple[Duty, ...] = (
     CLAIMS,
     GANGS,
     LOST,
+    FORGOTTEN,
     QUOTAS,
     GROUPS,
     EXPIRY,

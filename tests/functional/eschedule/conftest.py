@@ -59,6 +59,7 @@ class FakeHost:
     """What it says is there when it is asked."""
     is_silent: bool = False
     """Whether it answers nothing."""
+    asked_to_register: int = 0
     inventory: dict[str, InventoryFacts] = field(default_factory=dict)
 
     def register(self, *, vcpus: int, memory_mb: int, disk_gb: int) -> None:
@@ -127,6 +128,9 @@ class FakeHost:
             **seen,
         )
         self.store.commit([], [Put(keys.seen(self.provider, uuid_), document)])
+
+    def register_again(self) -> None:
+        self.asked_to_register += 1
 
     def has_nothing(self, uuid_: str) -> Future[bool]:
         if self.is_silent:
@@ -234,6 +238,7 @@ def make_host(store: Store, placement: PlacementProcess, trait: str) -> Iterator
                     provider,
                     console_log=lambda instance: Path("/nonexistent") / instance,
                     has_nothing=host.has_nothing,
+                    register=host.register_again,
                 )
             )
             return host
