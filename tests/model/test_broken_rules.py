@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import pytest
 from cloudmodel.calm import let_a_round_pass
 from cloudmodel.etcd import Delete
-from cloudmodel.machine import DataLossMachine
+from cloudmodel.machine import GANG_STEPS, DataLossMachine
 from cloudmodel.rules import Rules, Violated
 from cloudmodel.world import HOSTS, Fate
 from hypothesis import HealthCheck, Phase, settings
@@ -119,6 +119,34 @@ def requested_before_the_setting_back(machine: DataLossMachine) -> None:
     machine._wake("alpha").heartbeat()
 
 
+def forgotten_and_not_noticed(machine: DataLossMachine) -> None:
+    """A guest runs whose uuid a client chose; etcd is set back to before it, and its host has not looked yet."""
+    running_since_the_backup(machine)
+    assert machine.etcd_backup is not None
+    machine.world.set_etcd_back(machine.etcd_backup, is_other_cluster=False)
+
+
+def claimed_and_dead(machine: DataLossMachine) -> None:
+    machine._launch(0, 4)
+    machine.world.kill(machine.world.processes[-1])
+
+
+def running_before_placement_is_emptied(machine: DataLossMachine) -> None:
+    running(machine)
+    machine.placement_backup = {}
+
+
+def about_to_be_claimed_again(machine: DataLossMachine) -> None:
+    """Placement was emptied, and an auditor has seen so twice."""
+    running(machine)
+    machine.world.set_placement_back({})
+    for _ in range(300):
+        if any(process.at == "is about to claim again" for process in machine.world.processes):
+            return
+        let_a_round_pass(machine.world, turns=1, pace=1)
+        machine.world.advance(5)
+
+
 def half_way_through_a_plan(machine: DataLossMachine) -> None:
     """A lane has read its assignment and asked placement, and has done nothing yet; the keys are lost."""
     machine._launch(0, 30)
@@ -126,10 +154,6 @@ def half_way_through_a_plan(machine: DataLossMachine) -> None:
     machine._wake("alpha").run(uuid, 4, Fate.FINE)
     machine.world.was_set_back = True
     machine.world.etcd.commit([], [Delete(keys.instance(uuid)), Delete(keys.assignment("alpha", uuid))])
-
-
-GANG_STEPS = 11
-"""As many as a gang of three takes up to its commit."""
 
 
 def gang_in_part(machine: DataLossMachine) -> None:
@@ -193,6 +217,27 @@ BROKEN = [
         about_to_be_released,
         (STEP, WORK, "set_etcd_back"),
         ("released in use", "used without a claim"),
+    ),
+    Broken(
+        "nobody claims again for an instance whose claim is gone",
+        replace(HELD, audit_claims_again=False),
+        running_before_placement_is_emptied,
+        ("set_placement_back", ROUND),
+        ("never claimed again",),
+    ),
+    Broken(
+        "who claims again takes etcd's word that it was in vain",
+        replace(HELD, reclaim_never_releases=False),
+        about_to_be_claimed_again,
+        (STEP, "lose_keys"),
+        ("released in use", "used without a claim"),
+    ),
+    Broken(
+        "who leads does not look whether its key is there",
+        replace(HELD, lead_looks_for_its_key=False),
+        claimed_and_dead,
+        ("lose_keys", ROUND),
+        ("held for ever",),
     ),
     Broken(
         "finish does not wait for gone",
@@ -276,6 +321,13 @@ BROKEN = [
         replace(HELD, chosen_uuids_are_kept=False),
         about_to_be_released,
         ("repeat_a_launch", STEP, WORK),
+        ("released in use", "used without a claim"),
+    ),
+    Broken(
+        "a claim that is found under a chosen uuid is taken for one's own",
+        replace(HELD, found_claim_is_in_doubt=False),
+        forgotten_and_not_noticed,
+        ("repeat_a_launch", "stop_daemon", STEP),
         ("released in use", "used without a claim"),
     ),
     Broken(

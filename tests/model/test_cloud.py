@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 
-from cloudmodel.machine import CloudMachine, DataLossMachine
+from cloudmodel.machine import CloudMachine, DataLossMachine, GangDataLossMachine
 from hypothesis import HealthCheck, settings
 
 IS_EXPLORING = os.environ.get("HYPOTHESIS_PROFILE") == "explore"
@@ -25,3 +25,5 @@ TestCloud = CloudMachine.TestCase
 TestCloud.settings = PROFILE
 TestDataLoss = DataLossMachine.TestCase
 TestDataLoss.settings = PROFILE
+TestGangDataLoss = GangDataLossMachine.TestCase
+TestGangDataLoss.settings = PROFILE

@@ -15,7 +15,7 @@ from cloudmodel.gangs import schedule_gang
 from cloudmodel.host import Daemon
 from cloudmodel.placement import Allocation
 from cloudmodel.rules import Rules, Violated
-from cloudmodel.upkeep import upkeep
+from cloudmodel.upkeep import LEAD, upkeep
 from cloudmodel.world import HOSTS, Fate, Process, World
 from ecompute.cluster import keys
 from ecompute.cluster.documents import Power
@@ -271,7 +271,7 @@ class DataLossMachine(CloudMachine):
     @precondition(lambda self: self.world.uuids)
     @rule(
         pick=PICK,
-        what=st.sampled_from(["new", "all", "instance", "assignment", "assignment", "seen", "intent", "gang"]),
+        what=st.sampled_from(["new", "all", "instance", "assignment", "assignment", "seen", "intent", "gang", "lead"]),
     )
     def lose_keys(self, pick: int, what: str) -> None:
         etcd, uuid = self.world.etcd, self._uuid(pick)
@@ -283,6 +283,7 @@ class DataLossMachine(CloudMachine):
             "all": list(etcd.data),
             "instance": [keys.instance(uuid)],
             "intent": [keys.intent(uuid)],
+            "lead": [LEAD],
             "gang": [keys.gang(self.world.gang_of[uuid])] if uuid in self.world.gang_of else [],
             "assignment": [keys.assignment(host, uuid) for host in HOSTS],
             "seen": [keys.seen(host, uuid) for host in HOSTS],
