@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import grpc
 import pytest
@@ -18,9 +19,9 @@ from cloud import Host, wait_for
 from secured import LEADS, SecuredCluster
 
 from ecompute.cluster import config, keys
-from ecompute.cluster.documents import Incarnation, Lead, State
+from ecompute.cluster.documents import Alive, HostAudit, Incarnation, Lead, Node, State
 from ecompute.cluster.errors import CloudError, NotPermitted
-from ecompute.cluster.store import Delete, DeletePrefix, Put, Store, absent, present
+from ecompute.cluster.store import Delete, DeletePrefix, Put, Store, absent, present, unchanged
 from ecompute.cluster.store.etcd3_loader import rpc
 from ecompute.cluster.upkeep.leader import ROLE
 
@@ -29,6 +30,8 @@ WRITES_ONE = ("/nodes/{}", "/audits/{}", "/alive/{}", "/load/{}")
 READS = ("/cluster/", "/hosts/{}/", "/secrets/{}/", "/networks/", "/zones/", "/gangs/", "/lead/")
 READS_ONE = ("/admin/{}",)
 NOT_READ = ("/booted/",)
+SCHEMA = Path(__file__).parents[2] / "docs" / "key-schema.md"
+FLOATING = ("203.0.113.7", "203.0.113.8")
 ANYTHING = Incarnation(id="stolen", made_by="a thief", made_at="")
 
 
@@ -81,9 +84,14 @@ def of_every_kind(provider: str, uuid: str) -> list[str]:
         keys.network(uuid),
         keys.port(uuid, uuid),
         keys.address(uuid, "10.0.0.1"),
+        keys.mac(uuid, "52:54:00:00:00:01"),
         keys.network_host(uuid, provider),
         keys.vni(77),
+        keys.pool("public"),
+        keys.floating("203.0.113.7"),
         keys.name("system", "instance", "stolen", uuid),
+        keys.name("system", "segment", "stolen", uuid),
+        keys.booted(uuid),
         keys.zone("a"),
         keys.quota("system"),
         keys.group(uuid),
@@ -104,6 +112,15 @@ def of_every_kind(provider: str, uuid: str) -> list[str]:
         "/anything",
         "anything",
     ]
+
+
+def test_a_key_of_every_kind_of_the_schema_is_tried() -> None:
+    rows = re.findall(r"^\| `(/[^`]+)` \|", SCHEMA.read_text(encoding="utf-8").split("## Who may")[0], re.MULTILINE)
+    assert len(rows) > 30
+    tried = of_every_kind("p", "u")
+    for row in rows:
+        pattern = re.compile(re.sub(r"<[^>]+>", "[^/]+", row))
+        assert any(pattern.fullmatch(key) for key in tried), row
 
 
 def test_hosts_with_roles_of_their_own_build_run_and_remove_guests(cloud: SecuredCluster) -> None:
@@ -149,8 +166,15 @@ def test_nothing_is_refused_to_who_does_its_own_work(cloud: SecuredCluster) -> N
 def test_stolen_credentials_of_a_host_open_nothing_of_others(cloud: SecuredCluster, thief: Store) -> None:
     other, mine = cloud.hosts[0].provider, _victim(cloud).provider
     guests = [cloud.launch(host=host, user_data="secret") for host in cloud.hosts]
+    cloud.eschedule("floating", "pool", "create", "public", "--cidr", "203.0.113.0/28")
+    for guest, address in zip(guests, FLOATING, strict=True):
+        cloud.eschedule("floating", "create", "--address", address, "--attach", guest.uuid)
+    told = HostAudit(findings=(), reported_at="")
+    cloud.store.commit([], [Put(keys.audit(host.provider), told) for host in cloud.hosts])
     own = Put(keys.seen(mine, "stolen"), ANYTHING)
     before = _revisions(cloud.store)
+    assert {"/audits/", "/networks/", "/floating/", "/pools/"} <= {f"/{keys.parts(key)[0]}/" for key in before}
+    assert any("/macs/" in key for key in before)
     tried = sorted({*before, *of_every_kind(other, guests[0].uuid)})
     for key in tried:
         if not may_read(mine, key):
@@ -168,9 +192,41 @@ def test_stolen_credentials_of_a_host_open_nothing_of_others(cloud: SecuredClust
     after = _revisions(cloud.store)
     changed = {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
     assert not {key for key in changed if may_write(mine, key) or other not in key}, changed
+    cloud.store.commit([], [Delete(keys.audit(host.provider)) for host in cloud.hosts])
     # Its own work, and the others', goes on.
     more = cloud.launch_idle(host=_victim(cloud))
     cloud.destroy(more.uuid, *(guest.uuid for guest in guests))
+    for address in FLOATING:
+        cloud.eschedule("floating", "delete", address)
+    cloud.eschedule("floating", "pool", "delete", "public")
+    cloud.agree()
+
+
+def test_stolen_credentials_of_a_host_open_what_is_its_own_and_no_more_of_it(
+    cloud: SecuredCluster, thief: Store
+) -> None:
+    mine = _victim(cloud).provider
+    opened: set[str] = set()
+    kept = {keys.node(mine): Node, keys.alive(mine): Alive}  # its daemon lives by them
+    for key in of_every_kind(mine, str(uuid4())):
+        found = None
+        if may_read(mine, key):
+            found = thief.get(key, kept.get(key, dict))
+            thief.keys(key)
+        else:
+            _refused(lambda key=key: thief.get(key, dict), key)
+        if not may_write(mine, key):
+            for operation in (Put(key, ANYTHING), Delete(key)):
+                _refused(lambda operation=operation: thief.commit([], [operation]), key)
+            continue
+        opened.add(keys.parts(key)[0])
+        if key in kept:
+            assert found is not None
+            thief.commit([unchanged(found)], [Put(key, found.value, lease=found.lease)])
+            continue
+        thief.commit([], [Put(key, ANYTHING)])
+        thief.commit([], [Delete(key)])
+    assert opened == {"seen", "nodes", "audits", "alive", "load", "copies", "operations", "events", "booted"}
     cloud.agree()
 
 
