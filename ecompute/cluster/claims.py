@@ -28,11 +28,13 @@ from ecompute.cluster.errors import (
     Conflict,
     ForeignConsumer,
     OnHold,
+    OutOfDate,
     Outrun,
     StoreUnavailable,
 )
 from ecompute.cluster.failpoint import reach
-from ecompute.cluster.store import Compare, Delete, Op, Put, Store, Versioned, absent, unchanged
+from ecompute.cluster.freshness import Reading
+from ecompute.cluster.store import Compare, Delete, Op, Put, Store, Versioned, absent, clock_s, unchanged
 
 if TYPE_CHECKING:
     from ecompute.cluster.placement import Placement
@@ -75,6 +77,8 @@ class Claim:
         self.consumer = intent.value.consumer
         self._chosen = chosen
         self._has_claimed = False
+        self._taken: Reading | None = None
+        """Since when it may hold something; of a chosen uuid, nothing older is given back."""
         self._is_foreign = False
         self._claims = claims
         self._written_s = claims.clock()
@@ -106,6 +110,7 @@ class Claim:
                 to the audit.
         """
         self._has_claimed = True
+        self._taken = Reading(self._claims.clock)
         # Where etcd has lost what it knew, a uuid that a client chose may hold the claim of a guest that
         # runs: what is found under it, and not written by us, is not ours to give back.
         was_in_doubt, self.is_in_doubt = self.is_in_doubt, self.is_in_doubt or self._chosen is not None
@@ -121,10 +126,10 @@ class Claim:
             )
         except ForeignConsumer:
             self._is_foreign = True
-            self.is_in_doubt = was_in_doubt
+            self.is_in_doubt, self._taken = was_in_doubt, None
             raise
         except (ClaimRefused, Outrun):
-            self.is_in_doubt = was_in_doubt
+            self.is_in_doubt, self._taken = was_in_doubt, None
             raise
         if is_new:
             self.is_in_doubt = was_in_doubt
@@ -213,13 +218,19 @@ class Claim:
         """Give the claim back, and keep the intent for the next try.
 
         Raises:
-            Conflict: it is in doubt; the audit will find it.
+            Conflict: it is in doubt, or, of a chosen uuid, the intent is gone or it was taken long ago: give it up.
         """
         if self.is_in_doubt:
             raise Conflict(
                 f"it is not known whether {self.consumer} was requested", hint=f"see `eschedule doctor {self.consumer}`"
             )
-        self._claims.placement.release(self.consumer)
+        if self._chosen is None:
+            self._claims.placement.release(self.consumer)
+        elif self._taken is not None:
+            if self.is_void():
+                raise Conflict(f"the uuid {self.consumer} is not this launch's any more", hint="launch it again")
+            self._claims.placement.release(self.consumer, self._taken.check)
+        self._taken = None
 
     def give_up(self) -> bool:
         """Give back intent and claim, in that order; return whether that was done.
@@ -227,8 +238,13 @@ class Claim:
         What is in doubt is left to the audit. With the intent deleted, no request that is still
         under way can be written. If it was written after all, it deleted the intent, and the claim
         is the instance's: False.
+
+        Nobody but this launch claims for a uuid that it made up. Of a chosen one, also the claim that was not
+        taken just now is left to the audit, and the one whose intent somebody has taken: etcd may have been put
+        back meanwhile, and a client have launched with the uuid again, whose guest then runs on this claim.
         """
-        if self.is_in_doubt:
+        is_chosen = self._chosen is not None
+        if self.is_in_doubt or (is_chosen and self._taken is not None and self._taken.is_old):
             return False
         store = self._claims.store
         has_claimed = self._has_claimed and not self._is_foreign
@@ -236,10 +252,15 @@ class Claim:
         try:
             store.commit([unchanged(self._intent)], [Delete(self._intent.key), *besides])
         except CompareFailed:
-            if store.get(keys.instance(self.consumer), Instance) is not None:
+            if is_chosen or store.get(keys.instance(self.consumer), Instance) is not None:
                 return False
-        if not self._is_foreign:
+        if not is_chosen and not self._is_foreign:
             self._claims.placement.release(self.consumer)
+        elif self._taken is not None:
+            try:
+                self._claims.placement.release(self.consumer, self._taken.check)
+            except OutOfDate:
+                return False
         return True
 
 
@@ -248,7 +269,7 @@ class Claims:
 
     Args:
         now: seconds since 1970.
-        clock: monotonic seconds.
+        clock: monotonic seconds, which go on while the machine sleeps.
     """
 
     def __init__(
@@ -258,7 +279,7 @@ class Claims:
         *,
         writer: str,
         now: Callable[[], float] = time.time,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = clock_s,
     ) -> None:
         self.store = store
         self.placement = placement

@@ -16,6 +16,7 @@
      │   ├─ DefaultExists       (`eschedule.cloud.networks`)
      │   ├─ AddressesExhausted  a network has no free address left
      │   ├─ Outrun              placement wrote for others each time that it was tried
+     │   ├─ OutOfDate           what was read is too old to release a claim upon
      │   ├─ FloatingAttached    (`eschedule.cloud.floating`)
      │   └─ BesideChanged       (`eschedule.scheduler.beside`)
      ├─ NoRoom                  placement has no allocation for it
@@ -132,6 +133,12 @@ class Outrun(Conflict):
     """Placement took another's write first at every try. It may be tried again, or elsewhere."""
 
     code = "placement.outrun"
+
+
+class OutOfDate(Conflict):
+    """Too long has passed since etcd was asked: it may have been put back meanwhile. Read again."""
+
+    code = "store.out_of_date"
 
 
 class AddressTaken(Conflict):

@@ -97,6 +97,20 @@ def about_to_be_released(machine: DataLossMachine) -> None:
         machine.world.advance(5)
 
 
+def about_to_be_released_on_demand(machine: DataLossMachine) -> None:
+    """The same, by an auditor that does not lead."""
+    machine._launch(0, 4)
+    for process in machine.world.processes:
+        process.is_paused = True
+    machine.etcd_backup = machine.world.etcd.snapshot()
+    machine._audit_on_demand(30)
+    for _ in range(300):
+        if machine.world.processes[-1].at == "releases":
+            return
+        let_a_round_pass(machine.world, turns=1, pace=1, has_lanes=False)
+        machine.world.advance(5)
+
+
 def released_since_the_backup(machine: DataLossMachine) -> None:
     claimed_and_asleep(machine)
     for _ in range(4):
@@ -124,6 +138,15 @@ def forgotten_and_not_noticed(machine: DataLossMachine) -> None:
     running_since_the_backup(machine)
     assert machine.etcd_backup is not None
     machine.world.set_etcd_back(machine.etcd_backup, is_other_cluster=False)
+
+
+def claimed_since_the_setting_back(machine: DataLossMachine) -> None:
+    """A scheduler whose uuid a client chose slept while etcd was set back to before its intent, and then claimed."""
+    machine.etcd_backup = machine.world.etcd.snapshot()
+    machine._launch(0, 2)
+    machine.world.set_etcd_back(machine.etcd_backup, is_other_cluster=False)
+    machine.world.etcd.revision += 20
+    machine.world.run(machine.world.processes[-1], 1)
 
 
 def claimed_and_dead(machine: DataLossMachine) -> None:
@@ -328,6 +351,20 @@ BROKEN = [
         replace(HELD, found_claim_is_in_doubt=False),
         forgotten_and_not_noticed,
         ("repeat_a_launch", "stop_daemon", STEP),
+        ("released in use", "used without a claim"),
+    ),
+    Broken(
+        "who has lost the intent for a chosen uuid gives its claim back",
+        replace(HELD, lost_intent_releases_nothing=False),
+        claimed_since_the_setting_back,
+        ("repeat_a_launch", STEP, WORK),
+        ("released in use", "used without a claim"),
+    ),
+    Broken(
+        "a claim is released on what was read long ago",
+        replace(HELD, releases_follow_fresh_readings=False),
+        about_to_be_released_on_demand,
+        (STEP, WORK, "set_etcd_back"),
         ("released in use", "used without a claim"),
     ),
     Broken(

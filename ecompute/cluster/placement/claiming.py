@@ -336,7 +336,7 @@ def _room(transport: Transport, send: Send, provider: str, held: Allocations) ->
     )
 
 
-def release(transport: Transport, consumer: str) -> bool:
+def release(transport: Transport, consumer: str, guard: Callable[[], object]) -> bool:
     """Give back all that ``consumer`` holds. See `Placement.release`."""
     was_held = False
 
@@ -356,6 +356,7 @@ def release(transport: Transport, consumer: str) -> bool:
             "consumer_type": held.consumer_type,
             "consumer_generation": held.generation,
         }
+        guard()
         answer = send("PUT", f"/allocations/{consumer}", (), document)
         if answer.status != 204:
             raise transport.unexpected(answer, f"releasing what {consumer} holds")

@@ -8,7 +8,7 @@ Threads: all methods may be called from any thread.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING, Self
 
@@ -196,14 +196,17 @@ class Placement(Providers):
         """
         claiming.replace(self._transport, consumer, allocations, expected, stop)
 
-    def release(self, consumer: str) -> bool:
+    def release(self, consumer: str, guard: Callable[[], object] = lambda: None) -> bool:
         """Give back all that ``consumer`` holds; return whether it was anything. Idempotent.
+
+        Args:
+            guard: called right before each write; what it raises ends the release.
 
         Raises:
             ForeignConsumer: it is another tool's.
             PlacementUnavailable: it is not known whether it was released.
         """
-        return claiming.release(self._transport, consumer)
+        return claiming.release(self._transport, consumer, guard)
 
 
 def _number(version: str) -> tuple[int, ...]:

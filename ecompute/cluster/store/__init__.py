@@ -7,7 +7,7 @@ proves, `history` how a restored backup is found.
 from ecompute.cluster.store.cache import Change
 from ecompute.cluster.store.client import ClusterStatus, Store
 from ecompute.cluster.store.follow import Follow
-from ecompute.cluster.store.lease import Lease
+from ecompute.cluster.store.lease import Lease, clock_s
 from ecompute.cluster.store.shared import SharedStore
 from ecompute.cluster.store.transactions import (
     MAX_OPERATIONS,
@@ -46,6 +46,7 @@ __all__ = [
     "DeletePrefix",
     "MAX_OPERATIONS",
     "Lease",
+    "clock_s",
     "Watcher",
     "Follow",
     "Change",

@@ -3,7 +3,7 @@
 What that is, is decided in `decide.leaks`, from two looks of the same auditor (`looks`); here the
 decisions are carried out. A look reads placement first and etcd after it, so that a claim
 on its way is never seen without its intent or its instance. A claim is released only after its host
-has said that nothing of it is there. An instance without a claim is given it again (`reclaim`).
+has said, moments ago, that nothing of it is there. An instance without a claim is given it again (`reclaim`).
 
 The *short* look is for intents alone, which are few; the *full* one reads the allocations of every
 host in use, a few requests a second. The lead audits always; ``eschedule audit`` does the same beside
@@ -17,6 +17,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from msgspec import structs
@@ -26,7 +27,8 @@ from ecompute.cluster.asking import NOTHING, PRESENCE, ask
 from ecompute.cluster.documents import Operation, UsedUuid
 from ecompute.cluster.errors import CloudError, CompareFailed, Unavailable
 from ecompute.cluster.events import HOST, INSTANCE, LEAD, Events
-from ecompute.cluster.store import Compare, Delete, DeletePrefix, Op, Put, Store, Versioned, absent, unchanged
+from ecompute.cluster.freshness import Reading
+from ecompute.cluster.store import Compare, Delete, DeletePrefix, Op, Put, Store, Versioned, absent, clock_s, unchanged
 from ecompute.cluster.upkeep.decide import GRACE_S, Leaks, Look, Question, keep, leaks, releases
 from ecompute.cluster.upkeep.duties import Charge, Duty, EachAlone, NotLeading
 from ecompute.cluster.upkeep.findings import Finding, findings
@@ -58,6 +60,7 @@ class Audit:
         pause: called with seconds between requests to placement.
         grace_s: how far apart two looks are that are believed.
         answer_timeout_s: how long a host is waited for; one that is silent is asked nothing more that turn.
+        reading_clock: see `Reading`.
     """
 
     def __init__(
@@ -71,6 +74,7 @@ class Audit:
         pause: Callable[[float], object] = lambda seconds: None,
         grace_s: float = GRACE_S,
         answer_timeout_s: float = ANSWER_TIMEOUT_S,
+        reading_clock: Callable[[], float] = clock_s,
     ) -> None:
         self._store = store
         self._placement = placement
@@ -80,6 +84,7 @@ class Audit:
         self._pause = pause
         self._grace_s = grace_s
         self._answer_timeout_s = answer_timeout_s
+        self._reading_clock = reading_clock
         self._each = EachAlone()
         self._reclaimer = Reclaimer(store, placement, self._events, guard)
         self._before: dict[bool, Look | None] = {True: None, False: None}
@@ -135,12 +140,11 @@ class Audit:
         for misfit in found.misfits:
             if misfit.operations:
                 self._each(f"{misfit.kind} {misfit.subject} could not be put right", self._put_right, misfit)
-        hosts = {question.consumer: question.provider for question in found.questions}
-        nothing_there = self._without_anything(found.questions)
+        silent: set[str] = set()
         released = tuple(
             consumer
-            for consumer in releases(found, deleted, nothing_there)
-            if self._each(f"claim {consumer} could not be released", self._release, consumer, hosts[consumer])
+            for consumer in dict.fromkeys(question.consumer for question in found.questions)
+            if self._each(f"claim {consumer} could not be released", self._release, consumer, found, deleted, silent)
         )
         wanting = (*found.unbacked, *found.short, *found.beyond)
         self._reclaimer.keep(wanting)
@@ -232,11 +236,27 @@ class Audit:
         log.warning("put right %s %s", misfit.kind, misfit.subject)
         return True
 
-    def _release(self, consumer: str, host: str) -> bool:
-        self._guard()  # placement cannot compare it: at least it held a moment ago
-        self._placement.release(consumer)
+    def _release(self, consumer: str, found: Leaks, deleted: frozenset[str], silent: set[str]) -> bool:
+        """Ask the hosts of one claim, and release it at once where they say that nothing is there.
+
+        Args:
+            deleted: the consumers whose intent was deleted just now.
+            silent: hosts that did not answer, and are asked nothing more.
+        """
+        reading = Reading(self._reading_clock)
+        questions = tuple(question for question in found.questions if question.consumer == consumer)
+        nothing_there = self._without_anything(questions, silent)
+        if not releases(replace(found, questions=questions), deleted, nothing_there):
+            return False
+
+        def holds() -> None:  # placement cannot compare it: at least it held a moment ago
+            self._guard()
+            reading.check()
+
+        self._placement.release(consumer, holds)
         log.warning("released claim %s: nobody held it", consumer)
-        self._record(host, "claim.released", f"claim {consumer} was released: nobody held it")
+        says = f"claim {consumer} was released: nobody held it"
+        self._record(questions[-1].provider, "claim.released", says)
         return True
 
     def _delete(
@@ -258,9 +278,8 @@ class Audit:
         log.warning("deleted %s: %s", key, reason)
         return True
 
-    def _without_anything(self, questions: Iterable[Question]) -> frozenset[Question]:
-        """Return those of which their hosts say that nothing is there."""
-        silent: set[str] = set()
+    def _without_anything(self, questions: Iterable[Question], silent: set[str]) -> frozenset[Question]:
+        """Return those of which their hosts say that nothing is there; take note of who is ``silent``."""
         found: set[Question] = set()
         for question in questions:
             if question.provider in silent:

@@ -12,7 +12,8 @@ claim is released only for a reason that stays true for ever:
 A reason of etcd's alone is not enough. Set back to an older state, etcd knows neither the intent nor
 the instance of a guest that runs. So a gated claim is released only after its host has answered, when
 asked after the fact, that nothing of it is there (`ecompute.instances.plan.has_nothing`). A host that
-is dead or on hold does not answer, and its claims wait for it.
+is dead or on hold does not answer, and its claims wait for it. And neither reason is for later: whoever
+acts on one does it within seconds of reading it (`ecompute.cluster.freshness`).
 
 Order of one act, so that a crash in it leaves the reason to do it again: the intent is deleted before
 its claim is released; a claim is released before the keys that say so are deleted.

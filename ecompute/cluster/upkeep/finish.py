@@ -18,10 +18,11 @@ from msgspec import structs
 from ecompute.cluster import keys, states
 from ecompute.cluster.assignments import assignment_of
 from ecompute.cluster.documents import Assignment, Instance, Interface, NetworkHost, Port, Role, Seen, State, UsedUuid
-from ecompute.cluster.errors import CompareFailed
+from ecompute.cluster.errors import CompareFailed, OutOfDate
 from ecompute.cluster.events import INSTANCE, Events, rings
 from ecompute.cluster.expiring import key_of
 from ecompute.cluster.failpoint import reach
+from ecompute.cluster.freshness import Reading
 from ecompute.cluster.store import (
     Compare,
     Delete,
@@ -31,6 +32,7 @@ from ecompute.cluster.store import (
     Store,
     Versioned,
     absent,
+    clock_s,
     present,
     unchanged,
 )
@@ -55,15 +57,22 @@ class Finisher:
 
     Args:
         guard: what every transaction compares besides; a leader's term.
+        clock: see `Reading`.
     """
 
     def __init__(
-        self, store: Store, placement: Placement, events: Events, guard: Callable[[], list[Compare]] = list
+        self,
+        store: Store,
+        placement: Placement,
+        events: Events,
+        guard: Callable[[], list[Compare]] = list,
+        clock: Callable[[], float] = clock_s,
     ) -> None:
         self._store = store
         self._placement = placement
         self._events = events
         self._guard = guard
+        self._clock = clock
         self._locks = Locks(store)
 
     def finish(self, uuid: str, provider: str | None = None) -> Act:
@@ -76,6 +85,7 @@ class Finisher:
             Unavailable: etcd or placement does not answer; call again.
         """
         for _ in range(TRIES):
+            reading = Reading(self._clock)
             instance = self._store.get(keys.instance(uuid), Instance)
             host = instance.value.provider if instance is not None else provider
             if host is None:
@@ -97,13 +107,15 @@ class Finisher:
                     self._let_go(instance, seen, planned.interfaces)
                     reach("finish.let_go")
                 elif planned.act is Act.RELEASE:
-                    self._release(uuid)
+                    self._release(uuid, reading)
                 elif planned.act is Act.RELEASE_AND_DELETE:
-                    self._release(uuid)
+                    self._release(uuid, reading)
                     reach("finish.released")
                     self._delete(uuid, host, instance, assignment)
                     reach("finish.deleted")
                 return planned.act
+            except OutOfDate:
+                continue
             except CompareFailed as error:
                 if not error.keys:
                     self._locks.lease_has_ended()
@@ -121,7 +133,7 @@ class Finisher:
             Unavailable: etcd or placement does not answer; call again, or leave it to the lead.
         """
         uuid = instance.value.uuid
-        self._release(uuid)
+        self._placement.release(uuid, self._guard)  # by its writer's own word, which etcd cannot change
         found: Versioned[Instance] | None = instance
         for _ in range(TRIES):
             if found is None:
@@ -136,9 +148,12 @@ class Finisher:
         log.warning("instance %s could not be withdrawn: it keeps changing", uuid)
         return False
 
-    def _release(self, uuid: str) -> None:
-        self._guard()  # placement cannot compare it: at least it held a moment ago
-        self._placement.release(uuid)
+    def _release(self, uuid: str, reading: Reading) -> None:
+        def holds() -> None:  # placement cannot compare it: at least it held a moment ago
+            self._guard()
+            reading.check()
+
+        self._placement.release(uuid, holds)
 
     def _order_removal(self, instance: Versioned[Instance], assignment: Versioned[Assignment] | None) -> None:
         value = instance.value

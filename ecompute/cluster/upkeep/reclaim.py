@@ -30,6 +30,7 @@ from ecompute.cluster.claims import INSTANCE_CONSUMER
 from ecompute.cluster.documents import Assignment, Instance, Node, Policy, Quota, Role, State, Zone
 from ecompute.cluster.errors import CloudError, CompareFailed, InvalidInput, NotFound, Refused, Unavailable
 from ecompute.cluster.events import INSTANCE, Events
+from ecompute.cluster.freshness import Reading
 from ecompute.cluster.store import Compare, Store, Versioned, unchanged
 from ecompute.cluster.upkeep.decide import Unlike, unlike
 from ecompute.cluster.upkeep.duties import Charge, Duty, EachAlone
@@ -84,6 +85,7 @@ class Reclaimer:
         Raises:
             Unavailable: etcd or placement does not answer; call again.
         """
+        reading = Reading()
         instance = self._store.get(keys.instance(uuid), Instance)
         if instance is None or instance.value.state is not State.INITIAL:
             return Outcome.NOT_WANTED
@@ -105,7 +107,7 @@ class Reclaimer:
             return Outcome.BEYOND
         lost = "a part of its claim" if held else "its claim"
         try:
-            self._claim(instance.value, held)
+            self._claim(instance.value, held, reading)
         except Unavailable:
             raise
         except CloudError as error:
@@ -123,12 +125,13 @@ class Reclaimer:
         """Forget what was said of all others: they hold something again, or are no more."""
         self._told.intersection_update(uuids)
 
-    def _claim(self, instance: Instance, held: ConsumerAllocations) -> None:
+    def _claim(self, instance: Instance, held: ConsumerAllocations, reading: Reading) -> None:
         for provider, amounts in instance.claim.items():
             if provider != instance.provider:
                 self._make_beside(instance, provider, set(amounts))
         self._guard()  # placement cannot compare it: at least it held a moment ago
         if held:
+            reading.check()  # what it gives back of it is a release
             self._placement.replace(instance.uuid, instance.claim, held)
             return
         self._placement.claim(

@@ -53,6 +53,21 @@ def test_release_gives_everything_back_and_is_idempotent(client: Placement, make
     assert client.usages(host) == {"VCPU": 0}
 
 
+def test_nothing_is_released_against_the_guard(client: Placement, make_provider: MakeProvider) -> None:
+    host = make_provider(VCPU=1)
+    consumer = new_uuid()
+    claim(client, consumer, candidate_on(client, host, "VCPU:1"))
+
+    def refuse() -> None:
+        raise Conflict("too late")
+
+    with pytest.raises(Conflict, match="too late"):
+        client.release(consumer, refuse)
+    assert client.allocations(consumer)
+    assert client.release(consumer)
+    assert client.release(consumer, refuse) is False, "and nothing is nothing to guard"
+
+
 def test_release_of_an_unknown_consumer_does_nothing(client: Placement) -> None:
     assert client.release(new_uuid()) is False
 

@@ -6,6 +6,7 @@ message does. The order of the messages is the product's.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import Enum, auto
 
 from msgspec import structs
@@ -17,6 +18,7 @@ from cloudmodel.world import HOSTS, Steps, Unanswered, World, spec
 from ecompute.cluster import keys
 from ecompute.cluster.documents import AddressLock, Assignment, Instance, Intent, Node, Role, State, UsedUuid
 from ecompute.cluster.errors import CompareFailed
+from ecompute.cluster.freshness import FRESH_S
 
 WAITS = 6
 ADDRESSES = tuple(f"10.0.0.{n}" for n in range(2, 12))
@@ -52,14 +54,17 @@ def schedule(world: World, uuid: str, prefer: int) -> Steps:
         )
     except (CompareFailed, Unanswered):
         return
-    mine = etcd.get(key)
-    assert mine is not None
+    entry = etcd.get(key)
+    assert entry is not None
+    mine = _Mine(entry)
     yield "intended"
     for provider in HOSTS[prefer:] + HOSTS[:prefer]:
+        mine.taken_s = world.now_s
         claimed = yield from _claim(world, uuid, provider)
         if claimed is None:
             return  # nobody knows: the audit's
         if claimed is Claimed.NOT:
+            mine.taken_s = None
             continue
         is_in_doubt = claimed is Claimed.FOUND and world.is_chosen(uuid) and world.rules.found_claim_is_in_doubt
         yield "claimed"
@@ -67,8 +72,23 @@ def schedule(world: World, uuid: str, prefer: int) -> Steps:
         if has_told is None or has_told:
             return
         yield "passes a host over"
-        yield from release(world, uuid)
+        if world.is_chosen(uuid) and world.rules.lost_intent_releases_nothing:
+            if etcd.get(key) != mine.entry:
+                return
+            yield "has seen its intent"
+        yield from _give_back(world, uuid, mine)
+        mine.taken_s = None
     yield from _give_up(world, uuid, mine)
+
+
+@dataclass
+class _Mine:
+    """What a launch knows to be its own."""
+
+    entry: Entry
+    """Its intent, as it wrote it last."""
+    taken_s: float | None = None
+    """Since when it may hold a claim."""
 
 
 class Claimed(Enum):
@@ -97,7 +117,7 @@ def _claim(world: World, uuid: str, provider: str) -> Steps:
     return None
 
 
-def _request(world: World, uuid: str, provider: str, same_life: Compare, mine: Entry, *, is_in_doubt: bool) -> Steps:
+def _request(world: World, uuid: str, provider: str, same_life: Compare, mine: _Mine, *, is_in_doubt: bool) -> Steps:
     """Return whether the host was told; None: the claim is not this process's any more."""
     etcd = world.etcd
     # What was once written without an answer may be at work on its host, whatever etcd says later.
@@ -110,34 +130,35 @@ def _request(world: World, uuid: str, provider: str, same_life: Compare, mine: E
         address = next(a for a in ADDRESSES if a not in taken)
         yield "has read the host"
         try:
-            _write_request(world, uuid, provider, address, [same_life, unchanged(keys.node(provider), node)], mine)
+            _write_request(
+                world, uuid, provider, address, [same_life, unchanged(keys.node(provider), node)], mine.entry
+            )
         except CompareFailed:
             yield "request refused"
             found = etcd.get(keys.intent(uuid))
-            is_void = found is None or found.mod_revision != mine.mod_revision
+            is_void = found is None or found.mod_revision != mine.entry.mod_revision
             if not is_void:
                 continue
             if world.rules.uuids_are_used_once:
-                # Its answer said that nothing was written, and nothing can be any more.
                 if not is_in_doubt:
-                    yield from release(world, uuid)
+                    yield from _give_up(world, uuid, mine)
                 return None
             if found is not None or etcd.get(keys.instance(uuid)) is not None:
                 return None
             try:
-                world.commit([Compare(keys.intent(uuid), mod_revision=0)], [Put(keys.intent(uuid), mine.value)])
+                world.commit([Compare(keys.intent(uuid), mod_revision=0)], [Put(keys.intent(uuid), mine.entry.value)])
             except (CompareFailed, Unanswered):
                 return None
             again = etcd.get(keys.intent(uuid))
             assert again is not None
-            mine = again
+            mine.entry = again
             yield "intended again"
         except Unanswered:
             if world.rules.unanswered_request_is_settled:
-                settled = yield from _settle(world, uuid, mine)
+                settled = yield from _settle(world, uuid, mine.entry)
                 if not isinstance(settled, Entry):
                     return True if settled else None
-                mine = settled
+                mine.entry = settled
                 if world.rules.settled_request_keeps_its_host:
                     passes_over = None
                 continue
@@ -188,17 +209,32 @@ def _write_request(world: World, uuid: str, provider: str, address: str, compare
     )
 
 
-def _give_up(world: World, uuid: str, mine: Entry) -> Steps:
+def _give_up(world: World, uuid: str, mine: _Mine) -> Steps:
+    """As `ecompute.cluster.claims.Claim.give_up` does."""
     yield "gives up"
+    is_old = mine.taken_s is not None and world.now_s - mine.taken_s >= FRESH_S
+    if is_old and world.is_chosen(uuid) and world.rules.releases_follow_fresh_readings:
+        return
     try:
-        world.commit([unchanged(keys.intent(uuid), mine)], [Delete(keys.intent(uuid))])
+        world.commit([unchanged(keys.intent(uuid), mine.entry)], [Delete(keys.intent(uuid))])
     except Unanswered:
         return
     except CompareFailed:
+        if world.is_chosen(uuid) and world.rules.lost_intent_releases_nothing:
+            return  # the audit has taken it, or etcd was set back and somebody else launches with the uuid
+        yield "has lost its intent"
         if world.etcd.get(keys.instance(uuid)) is not None:
             return
     yield "gave up its intent"
-    yield from release(world, uuid)
+    yield from _give_back(world, uuid, mine)
+
+
+def _give_back(world: World, uuid: str, mine: _Mine) -> Steps:
+    """Nobody else claims for a uuid that this launch made up; for one that a client chose, somebody may by now."""
+    if not world.is_chosen(uuid):
+        yield from release(world, uuid)
+    elif mine.taken_s is not None:
+        yield from release(world, uuid, since_s=mine.taken_s)
 
 
 # --- eschedule: destroy ---

@@ -15,7 +15,7 @@ from cloudmodel.gangs import schedule_gang
 from cloudmodel.host import Daemon
 from cloudmodel.placement import Allocation
 from cloudmodel.rules import Rules, Violated
-from cloudmodel.upkeep import LEAD, upkeep
+from cloudmodel.upkeep import LEAD, audit_once, upkeep
 from cloudmodel.world import HOSTS, Fate, Process, World
 from ecompute.cluster import keys
 from ecompute.cluster.documents import Power
@@ -139,6 +139,15 @@ class CloudMachine(RuleBasedStateMachine):
 
     def _destroy(self, uuid: str, count: int) -> None:
         process = self.world.spawn(f"destroy of {uuid}", lambda process: destroy(self.world, uuid))
+        self.world.run(process, count)
+
+    @precondition(lambda self: self.world.uuids)
+    @rule(count=COUNTS)
+    def audit_on_demand(self, count: int) -> None:
+        self._audit_on_demand(count)
+
+    def _audit_on_demand(self, count: int) -> None:
+        process = self.world.spawn("audit on demand", lambda process: audit_once(self.world, process))
         self.world.run(process, count)
 
     # --- steps ---

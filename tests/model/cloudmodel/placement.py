@@ -24,7 +24,7 @@ class Allocation:
 class Placement:
     capacity: dict[str, int]
     on_release: Callable[[str, Allocation], None]
-    on_claim: Callable[[str], None]
+    on_claim: Callable[[str, str], None]
     allocations: dict[str, Allocation] = field(default_factory=dict)
 
     def used(self, provider: str) -> int:
@@ -48,7 +48,7 @@ class Placement:
 
     def _take(self, consumer: str, provider: str) -> None:
         self.allocations[consumer] = Allocation(provider, 1)
-        self.on_claim(consumer)
+        self.on_claim(consumer, provider)
 
     def release(self, consumer: str, generation: int) -> None:
         """``PUT`` of nothing, with the generation that was read."""

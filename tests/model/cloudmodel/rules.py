@@ -39,6 +39,8 @@ class Rules:
     uuids_are_used_once: bool = True
     chosen_uuids_are_kept: bool = True
     found_claim_is_in_doubt: bool = True
+    releases_follow_fresh_readings: bool = True
+    lost_intent_releases_nothing: bool = True
     gang_waits_for_its_commit: bool = True
     gang_writes_compare_its_record: bool = True
     gang_in_doubt_is_left_alone: bool = True

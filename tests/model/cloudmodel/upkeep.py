@@ -5,6 +5,8 @@ Steps are as in `cloudmodel.asking`.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from msgspec import structs
 
 from cloudmodel.etcd import Compare, Delete, Entry, Put, unchanged
@@ -23,7 +25,9 @@ from ecompute.cluster.documents import (
     State,
 )
 from ecompute.cluster.errors import CompareFailed
+from ecompute.cluster.freshness import FRESH_S
 from ecompute.cluster.upkeep.decide import (
+    GRACE_S,
     Act,
     FinishPlan,
     Held,
@@ -45,14 +49,21 @@ POLLS = 6
 LEAD = keys.lead("upkeep")
 
 
-def release(world: World, uuid: str, lease: Lease | None = None) -> Steps:
-    """Give a claim back: read its generation, write nothing with it. Two messages, so two steps."""
+def release(world: World, uuid: str, lease: Lease | None = None, *, since_s: float | None = None) -> Steps:
+    """Give a claim back: read its generation, write nothing with it. Two messages, so two steps.
+
+    Args:
+        since_s: when that was read which is the reason; None: a reason that no loss of data can end.
+    """
     for _ in range(3):
         held = world.placement.allocations.get(uuid)
         if held is None:
             return
         yield "releases"
         if lease is not None and not lease.is_held(world.now_s):
+            return
+        is_old = since_s is not None and world.now_s - since_s >= FRESH_S
+        if is_old and world.rules.releases_follow_fresh_readings:
             return
         try:
             world.to_placement(lambda generation=held.generation: world.placement.release(uuid, generation))
@@ -64,10 +75,17 @@ def release(world: World, uuid: str, lease: Lease | None = None) -> Steps:
             return
 
 
-def finish_one(world: World, uuid: str, provider: str | None = None, guard: list[Compare] | None = None) -> Steps:
+def finish_one(
+    world: World,
+    uuid: str,
+    provider: str | None = None,
+    guard: list[Compare] | None = None,
+    lease: Lease | None = None,
+) -> Steps:
     """As `ecompute.cluster.upkeep.finish.Finisher.finish` does."""
     etcd, guard = world.etcd, guard or []
     for _ in range(3):
+        since_s = world.now_s
         instance = etcd.get(keys.instance(uuid))
         host = instance.value.provider if instance is not None else provider
         if host is None:
@@ -92,7 +110,7 @@ def finish_one(world: World, uuid: str, provider: str | None = None, guard: list
                 continue
             elif planned.act in (Act.RELEASE, Act.RELEASE_AND_DELETE):
                 yield "is about to release"
-                yield from release(world, uuid)
+                yield from release(world, uuid, lease, since_s=since_s)
                 if planned.act is Act.RELEASE_AND_DELETE:
                     yield "released"
                     if uuid in world.placement.allocations:
@@ -175,7 +193,7 @@ def upkeep(world: World, process: Process) -> Steps:
                 world.drop(lease)
                 break
             for uuid, provider in _in_hand(world):
-                yield from finish_one(world, uuid, provider, guard)
+                yield from finish_one(world, uuid, provider, guard, checked)
             now = yield from _look(world)
             found = leaks(before, now)
             before = keep(before, now)
@@ -183,6 +201,15 @@ def upkeep(world: World, process: Process) -> Steps:
             looked = yield from look_at_gangs(world)
             yield from mind_gangs(world, gangs, looked, guard)
             gangs = keep(gangs, looked)
+
+
+def audit_once(world: World, process: Process) -> Steps:
+    """As `eschedule audit --repair` does: two looks and their repair, without a lead's lease."""
+    before = yield from _look(world)
+    while world.now_s - before.ended_s < GRACE_S:
+        yield "waits for its second look"
+    now = yield from _look(world)
+    yield from _repair(world, process, leaks(before, now), [], None)
 
 
 def _is_there(world: World, term: int) -> bool:
@@ -258,16 +285,19 @@ def _repair(world: World, process: Process, found: Leaks, guard: list[Compare], 
             world.commit([Compare(key, mod_revision=revision), *guard], [Delete(key)])
         except (CompareFailed, Unanswered):
             continue
-    nothing_there: set[Question] = set()
-    for question in found.questions:
-        is_nothing = True
-        if world.rules.audit_asks_the_host:
-            is_nothing = yield from _ask(world, process, question)
-        if is_nothing:
-            nothing_there.add(question)
-    for consumer in releases(found, frozenset(deleted), frozenset(nothing_there)):
-        yield "is about to release a leak"
-        yield from release(world, consumer, lease)
+    for consumer in dict.fromkeys(question.consumer for question in found.questions):
+        since_s = world.now_s
+        questions = tuple(question for question in found.questions if question.consumer == consumer)
+        nothing_there: set[Question] = set()
+        for question in questions:
+            is_nothing = True
+            if world.rules.audit_asks_the_host:
+                is_nothing = yield from _ask(world, process, question)
+            if is_nothing:
+                nothing_there.add(question)
+        if releases(replace(found, questions=questions), frozenset(deleted), frozenset(nothing_there)):
+            yield "is about to release a leak"
+            yield from release(world, consumer, lease, since_s=since_s)
     for uuid in found.unbacked if world.rules.audit_claims_again else ():
         yield from _reclaim(world, uuid, lease)
 

@@ -100,7 +100,7 @@ class World:
     def __post_init__(self) -> None:
         from cloudmodel.host import Host
 
-        self.placement = Placement(dict.fromkeys(HOSTS, CAPACITY), self._released, self.unbacked.discard)
+        self.placement = Placement(dict.fromkeys(HOSTS, CAPACITY), self._released, self._claimed)
         self.hosts = {name: Host(self, name) for name in HOSTS}
 
     # --- messages ---
@@ -206,6 +206,11 @@ class World:
         host = self.hosts.get(allocation.provider)
         if host is not None and host.holds(consumer) and not self._is_excused(consumer):
             raise Violated("released in use", f"{consumer} is on {host.provider}: {host.look(consumer)}")
+
+    def _claimed(self, consumer: str, provider: str) -> None:
+        # A launch that slept may claim elsewhere for a uuid whose guest runs here: that backs no guest.
+        if not any(host.holds(consumer) for host in self.hosts.values() if host.provider != provider):
+            self.unbacked.discard(consumer)
 
     def _committed(self, gang: Gang) -> None:
         self.committed.add(gang.uuid)
