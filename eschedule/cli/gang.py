@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from eschedule.cloud.connection import Cloud
     from eschedule.cloud.instances import Instances, View
-    from eschedule.scheduler.launch import Launched
+    from eschedule.scheduler.launched import Launched
     from eschedule.scheduler.request import LaunchRequest
 
 

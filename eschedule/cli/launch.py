@@ -15,7 +15,7 @@ from eschedule.cli.progress import Progress
 from eschedule.cli.settings import Settings
 
 if TYPE_CHECKING:
-    from eschedule.scheduler.launch import Choice
+    from eschedule.scheduler.launched import Choice
 
 
 CONFIG_DRIVES = ("openstack", "nocloud", "none")

@@ -21,29 +21,29 @@ from ecompute.cluster.errors import (
     CloudError,
     CompareFailed,
     Conflict,
-    InvalidInput,
     NoRoom,
     Outrun,
     StoreUnavailable,
     Unavailable,
 )
 from ecompute.cluster.expiring import moment
-from ecompute.cluster.gangs import MEMBERS_LIMIT, GangClaim, Gangs
+from ecompute.cluster.gangs import GangClaim, Gangs
 from ecompute.cluster.placement import CandidatesQuery, candidates_query
 from ecompute.cluster.store import Compare
 from ecompute.cluster.upkeep.finish import Finisher
 from eschedule.cloud.connection import who
-from eschedule.cloud.interface_request import no_two_alike
 from eschedule.cloud.ports import Draft, Lost
 from eschedule.scheduler.batch import Batch, Placed, admin_unchanged
 from eschedule.scheduler.beside import Beside, BesideChanged, Rows
 from eschedule.scheduler.facts import Target
-from eschedule.scheduler.launch import OUTRUN_HOSTS, REQUEST_TRIES, Launched, Launcher, launched_of
+from eschedule.scheduler.launch import OUTRUN_HOSTS, REQUEST_TRIES, Launcher
+from eschedule.scheduler.launched import Launched, launched_of
 from eschedule.scheduler.order import claim_of
 from eschedule.scheduler.pack import Packing, Way
 from eschedule.scheduler.question import for_launch
-from eschedule.scheduler.request import LaunchRequest, check
-from eschedule.scheduler.rounds import Gang, GangMember, Key, Round, Rounds, called, key_of, named, naming
+from eschedule.scheduler.request import LaunchRequest
+from eschedule.scheduler.rounds import Gang, GangMember, Key, Round, Rounds, key_of
+from eschedule.scheduler.together import checked_requests, named, naming
 from eschedule.scheduler.whynot import Stage, all_lost, too_long
 
 GANG_TRIES = 4
@@ -420,35 +420,6 @@ class GangLauncher(Launcher):
 
     def _pause(self) -> None:
         time.sleep(self._rng.uniform(0, _MAX_PAUSE_S))
-
-
-def checked_requests(requests: Sequence[LaunchRequest]) -> list[LaunchRequest]:
-    """Return ``requests`` with their texts trimmed. Pure.
-
-    Raises:
-        InvalidInput: one of them cannot be meant (it says which), or they cannot be launched together.
-    """
-    if not 0 < len(requests) <= MEMBERS_LIMIT:
-        raise InvalidInput(f"a gang of {len(requests)} cannot be launched", hint=f"1 to {MEMBERS_LIMIT} are possible")
-    checked = []
-    for number, request in enumerate(requests, 1):
-        name = called(request, number)
-        if request.uuid is not None or request.idempotency_key is not None:
-            raise InvalidInput(f"{name}: a member of a gang has no uuid or key of its own", hint="leave it out")
-        try:
-            checked.append(check(request))
-        except InvalidInput as error:
-            raise InvalidInput(f"{name}: {error.args[0]}", hint=error.hint) from error
-    names = Counter(request.name for request in checked if request.name is not None)
-    for name, count in names.items():
-        if count > 1:
-            raise InvalidInput(f"{count} members of the gang are called {name}", hint="give each a name of its own")
-    no_two_alike(interface for request in checked for interface in request.interfaces)
-    if len({request.namespace for request in checked}) > 1:
-        raise InvalidInput(
-            "the members of a gang are of several namespaces", hint="launch them one namespace at a time"
-        )
-    return checked
 
 
 def _beside_key(request: LaunchRequest) -> tuple[str | None, str]:

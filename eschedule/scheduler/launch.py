@@ -51,6 +51,7 @@ from eschedule.scheduler.beside import Beside, BesideChanged, Rows
 from eschedule.scheduler.cache import Offer, OfferCache
 from eschedule.scheduler.candidates import ranked
 from eschedule.scheduler.facts import Facts, Target
+from eschedule.scheduler.launched import Choice, Launched, launched_of
 from eschedule.scheduler.offers import Offers
 from eschedule.scheduler.once import Found, Once
 from eschedule.scheduler.order import claim_of, order_of
@@ -70,31 +71,6 @@ INTENT_TRIES = 8
 OUTRUN_HOSTS = 3
 """On how many hosts a claim is overtaken at every try before the launch is given up."""
 _MAX_PAUSE_S = 0.25
-
-
-@dataclass(frozen=True)
-class Launched:
-    """A request that its host has been told of."""
-
-    uuid: str
-    name: str
-    provider: str
-    host: str
-    is_host_alive: bool
-    """Whether its daemon answers; one that does not takes the request up when it is back."""
-    addresses: tuple[str, ...]
-    reasons: tuple[Reason, ...] = ()
-    """Why this host."""
-    is_repeated: bool = False
-    """It had been launched before, with the same uuid or key."""
-
-
-@dataclass(frozen=True)
-class Choice:
-    """A host that could take it, as it would be tried now."""
-
-    host: str
-    ranked: Ranked
 
 
 class _Begun(Exception):
@@ -449,11 +425,3 @@ class Launcher:
         name = instance.provider if node is None else node.value.name
         is_alive = self._store.get(keys.alive(instance.provider), Alive) is not None
         return launched_of(instance, name, is_alive=is_alive, is_repeated=True)
-
-
-def launched_of(
-    instance: Instance, host: str, *, is_alive: bool, reasons: tuple[Reason, ...] = (), is_repeated: bool = False
-) -> Launched:
-    """Return what is told of a launched instance. Pure."""
-    addresses = tuple(address for interface in instance.spec.interfaces for address in interface.addresses)
-    return Launched(instance.uuid, instance.name, instance.provider, host, is_alive, addresses, reasons, is_repeated)

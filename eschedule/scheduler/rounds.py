@@ -8,11 +8,9 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from ecompute.cluster.errors import CloudError, InvalidInput, NotFound
 from ecompute.cluster.gangs import GangClaim
 from ecompute.cluster.placement import CandidatesQuery, candidates_query
 from eschedule.scheduler.beside import Beside
@@ -23,6 +21,7 @@ from eschedule.scheduler.pack import Member, Packing, Way, pack
 from eschedule.scheduler.question import LIMIT
 from eschedule.scheduler.rank import Ranked, Reason
 from eschedule.scheduler.request import LaunchRequest
+from eschedule.scheduler.together import naming
 
 CANDIDATES_A_MEMBER = 4
 CANDIDATES_LIMIT = 1000
@@ -186,27 +185,3 @@ class Rounds:
 def key_of(request: LaunchRequest) -> Key:
     """Return what is asked of placement for a member."""
     return Key(candidates_query(request.query).text, request.host, request.group)
-
-
-# --- which member it is ---
-
-
-def called(request: LaunchRequest, number: int) -> str:
-    """Return what a member is called in an error; ``number`` counts from 1."""
-    return request.name or f"member {number}"
-
-
-def named(error: CloudError, requests: Sequence[LaunchRequest], number: int) -> CloudError:
-    """Return ``error``, which is about one member, with its name where the others are not all like it."""
-    if len({replace(request, name=None) for request in requests}) == 1:
-        return error
-    return type(error)(f"{called(requests[number - 1], number)}: {error.args[0]}", hint=error.hint)
-
-
-@contextmanager
-def naming(requests: Sequence[LaunchRequest], number: int) -> Iterator[None]:
-    """Have what is wrong with one member say which it is."""
-    try:
-        yield
-    except (InvalidInput, NotFound) as error:
-        raise named(error, requests, number) from error

@@ -32,7 +32,8 @@ from ecompute.cluster.store import MAX_OPERATIONS, Delete, Put, Store
 from ecompute.cluster.upkeep.finish import Finisher
 from eschedule.cloud.connection import Cloud
 from eschedule.scheduler.gang import GangLauncher
-from eschedule.scheduler.launch import Launched, Launcher
+from eschedule.scheduler.launch import Launcher
+from eschedule.scheduler.launched import Launched
 
 
 @pytest.fixture

@@ -23,7 +23,8 @@ from eschedule.cloud.instances import Instances
 from eschedule.cloud.quotas import Quotas
 from eschedule.scheduler import beside, facts
 from eschedule.scheduler.beside import Beside, BesideChanged
-from eschedule.scheduler.launch import Launched, Launcher
+from eschedule.scheduler.launch import Launcher
+from eschedule.scheduler.launched import Launched
 
 TOTALS = {"VCPU": 1, "MEMORY_MB": 64, "DISK_GB": 1}
 

@@ -17,7 +17,8 @@ from eschedule.cloud.connection import Cloud
 from eschedule.cloud.diagnosis import diagnose
 from eschedule.cloud.instances import Instances
 from eschedule.cloud.references import beginning_with
-from eschedule.scheduler.launch import Launched, Launcher
+from eschedule.scheduler.launch import Launcher
+from eschedule.scheduler.launched import Launched
 
 ENDED = frozenset({State.CREATED, State.ERROR, State.DELETING})
 

@@ -30,7 +30,8 @@ from ecompute.cluster.errors import AddressesExhausted, InvalidInput, NoRoom, On
 from ecompute.cluster.store import Delete, DeletePrefix, Store
 from eschedule.cloud.connection import Cloud, who
 from eschedule.cloud.networks import VNI_FIRST, VNI_LAST
-from eschedule.scheduler.launch import Launched, Launcher
+from eschedule.scheduler.launch import Launcher
+from eschedule.scheduler.launched import Launched
 
 BLOB = base64.b64encode((11).to_bytes(4, "big") + b"ssh-ed25519" + bytes(36)).decode()
 KEY = f"ssh-ed25519 {BLOB} me@here"

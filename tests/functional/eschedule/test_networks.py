@@ -41,7 +41,8 @@ from eschedule.cloud.interface_request import InterfaceRequest
 from eschedule.cloud.network_request import NetworkRequest
 from eschedule.cloud.networks import Networks, Usage
 from eschedule.scheduler.gang import GangLauncher
-from eschedule.scheduler.launch import Launched, Launcher
+from eschedule.scheduler.launch import Launcher
+from eschedule.scheduler.launched import Launched
 
 SMALL = "10.9.0.0/29"
 """Five addresses: .2 to .6."""

@@ -24,7 +24,8 @@ from ecompute.cluster.upkeep.decide import GRACE_S
 from eschedule.cloud.connection import Cloud
 from eschedule.cloud.instances import Instances
 from eschedule.scheduler import once
-from eschedule.scheduler.launch import Launched, Launcher
+from eschedule.scheduler.launch import Launcher
+from eschedule.scheduler.launched import Launched
 from eschedule.scheduler.once import Once
 from eschedule.scheduler.request import check
 from eschedule.scheduler.takeover import take_over

@@ -22,7 +22,8 @@ from ecompute.cluster.upkeep.duties import Charge
 from ecompute.cluster.upkeep.quotas import QUOTAS, QuotaKeeper
 from eschedule.cloud.connection import Cloud
 from eschedule.cloud.quotas import Quotas
-from eschedule.scheduler.launch import Launched, Launcher
+from eschedule.scheduler.launch import Launcher
+from eschedule.scheduler.launched import Launched
 
 NONE = {"VCPU": None, "MEMORY_MB": None, "DISK_GB": None, "INSTANCES": None}
 

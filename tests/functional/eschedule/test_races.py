@@ -26,7 +26,8 @@ from eschedule.cloud.connection import Cloud
 from eschedule.cloud.interface_request import InterfaceRequest
 from eschedule.cloud.network_request import NetworkRequest
 from eschedule.cloud.networks import Networks
-from eschedule.scheduler.launch import Launched, Launcher
+from eschedule.scheduler.launch import Launcher
+from eschedule.scheduler.launched import Launched
 
 SCHEDULERS = 16
 
