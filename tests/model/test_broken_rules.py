@@ -235,8 +235,8 @@ BROKEN = [
         ("used without a claim", "released in use"),
     ),
     Broken(
-        "a lead releases a claim without looking at its lease",
-        replace(HELD, lead_checks_its_lease=False),
+        "a lead releases a claim without looking at its lease, or at its clock",
+        replace(HELD, lead_checks_its_lease=False, releases_follow_fresh_readings=False),
         about_to_be_released,
         (STEP, WORK, "set_etcd_back"),
         ("released in use", "used without a claim"),
