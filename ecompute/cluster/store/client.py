@@ -17,27 +17,25 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar
 
 from ecompute.cluster import keys
 from ecompute.cluster.config import EtcdSettings
-from ecompute.cluster.documents import Unreadable, decode
+from ecompute.cluster.documents import Unreadable
 from ecompute.cluster.errors import CloudError, CompareFailed, InvalidInput, NotPermitted
+from ecompute.cluster.store import lists
 from ecompute.cluster.store.etcd3_loader import rpc
 from ecompute.cluster.store.history import History, Mark, Position
 from ecompute.cluster.store.lease import Lease, LeaseKeeper, grant_unkept
 from ecompute.cluster.store.members import (
     Members,
     Rpc,
-    is_compacted,
     is_not_found,
-    is_too_large,
     not_permitted,
 )
 from ecompute.cluster.store.transactions import (
-    MAX_OPERATIONS,
     Compare,
     Listing,
     Op,
@@ -58,15 +56,8 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 Keys = list[str]
 
-_PAGE = 500
-"""Keys a page of a list: some MiB for documents of the usual size."""
 _MAX_BLAMED = 3
 """How many keys are named of those that a transaction may not touch."""
-_LIST_ATTEMPTS = 3
-"""How often a list begins anew when compaction overtakes it."""
-
-_RANGE: Rpc = lambda member: member.client.kvstub.Range  # noqa: E731  (a name makes the calls below readable)
-_TXN: Rpc = lambda member: member.client.kvstub.Txn  # noqa: E731
 
 
 @dataclass(frozen=True)
@@ -124,8 +115,8 @@ class Store:
             Unreadable: what lies there is not a ``kind``.
             StoreUnavailable: etcd does not answer.
         """
-        answer = self._read(_RANGE, rpc.RangeRequest(key=key.encode()))
-        return _versioned(answer.kvs[0], kind) if answer.kvs else None
+        answer = self._read(lists.RANGE, rpc.RangeRequest(key=key.encode()))
+        return lists.versioned(answer.kvs[0], kind) if answer.kvs else None
 
     def get_many(self, wanted: Sequence[str], kind: type[T]) -> Listing[T]:
         """Return the documents under the keys ``wanted``, in their order, all at one revision.
@@ -135,7 +126,7 @@ class Store:
         Raises:
             StoreUnavailable: etcd does not answer.
         """
-        return self._again_if_compacted(lambda: self._get_many(wanted, kind))
+        return lists.again_if_compacted(lambda: lists.many(self._read, wanted, kind))
 
     def list(self, prefix: str, kind: type[T], *, limit: int | None = None, revision: int | None = None) -> Listing[T]:
         """Return the documents whose keys begin with ``prefix``, in the order of their keys.
@@ -150,10 +141,10 @@ class Store:
         """
 
         def read() -> Listing[T]:
-            pages = _Pages(revision)
-            return _listing(self._pages(prefix, pages, limit, is_keys_only=False), kind, lambda: pages.revision)
+            pages = lists.Pages(self._read, revision)
+            return lists.listing(pages.pairs(prefix, limit), kind, pages)
 
-        return self._again_if_compacted(read, attempts=_LIST_ATTEMPTS if revision is None else 1)
+        return lists.again_if_compacted(read) if revision is None else read()
 
     def each(self, prefix: str, kind: type[T]) -> Iterator[Versioned[T]]:
         """Yield what `list` returns, a page in memory at a time, all at one revision; unreadable ones are left out.
@@ -162,9 +153,9 @@ class Store:
             InvalidInput: the revision was compacted away meanwhile; begin anew.
             StoreUnavailable: etcd does not answer.
         """
-        for kv in self._pages(prefix, _Pages(None), None, is_keys_only=False):
+        for kv in lists.Pages(self._read).pairs(prefix):
             with contextlib.suppress(Unreadable):
-                yield _versioned(kv, kind)
+                yield lists.versioned(kv, kind)
 
     def keys(self, prefix: str, limit: int | None = None) -> tuple[Keys, int]:
         """Return the keys that begin with ``prefix``, in order, and the revision they were read at.
@@ -174,11 +165,11 @@ class Store:
         """
 
         def read() -> tuple[Keys, int]:
-            pages = _Pages(None)
-            found = [_key(kv) for kv in self._pages(prefix, pages, limit, is_keys_only=True)]
+            pages = lists.Pages(self._read)
+            found = [lists.key_of(kv) for kv in pages.pairs(prefix, limit, is_keys_only=True)]
             return found, pages.revision
 
-        return self._again_if_compacted(read)
+        return lists.again_if_compacted(read)
 
     def revisions(self, prefix: str) -> dict[str, int]:
         """Return the keys that begin with ``prefix``, and the revision in which each was last written.
@@ -188,9 +179,10 @@ class Store:
         """
 
         def read() -> dict[str, int]:
-            return {_key(kv): kv.mod_revision for kv in self._pages(prefix, _Pages(None), None, is_keys_only=True)}
+            pages = lists.Pages(self._read)
+            return {lists.key_of(kv): kv.mod_revision for kv in pages.pairs(prefix, is_keys_only=True)}
 
-        return self._again_if_compacted(read)
+        return lists.again_if_compacted(read)
 
     def count(self, prefix: str) -> int:
         """Return how many keys begin with ``prefix``; none of them is sent.
@@ -199,7 +191,7 @@ class Store:
             StoreUnavailable: etcd does not answer.
         """
         start, end = range_of(prefix)
-        answer = self._read(_RANGE, rpc.RangeRequest(key=start, range_end=end, count_only=True))
+        answer = self._read(lists.RANGE, rpc.RangeRequest(key=start, range_end=end, count_only=True))
         return int(answer.count)
 
     def status(self) -> ClusterStatus:
@@ -209,7 +201,7 @@ class Store:
             StoreUnavailable: etcd does not answer.
         """
         # A key that every role may read.
-        answer = self._read(_RANGE, rpc.RangeRequest(key=keys.INCARNATION.encode(), count_only=True))
+        answer = self._read(lists.RANGE, rpc.RangeRequest(key=keys.INCARNATION.encode(), count_only=True))
         header = answer.header
         return ClusterStatus(
             cluster_id=header.cluster_id,
@@ -243,7 +235,7 @@ class Store:
         )
         mark = self._history.mark()
         try:
-            answer = self._members.call(_TXN, request, may_repeat=not operations)
+            answer = self._members.call(lists.TXN, request, may_repeat=not operations)
         except NotPermitted as error:
             raise self._blamed(request) or error from error
         except InvalidInput as error:
@@ -344,7 +336,7 @@ class Store:
                 continue
             try:
                 self._members.call(
-                    _TXN, rpc.TxnRequest(compare=[never(keys.INCARNATION)], success=[operation]), may_repeat=True
+                    lists.TXN, rpc.TxnRequest(compare=[never(keys.INCARNATION)], success=[operation]), may_repeat=True
                 )
             except NotPermitted:
                 blamed[key] = verb
@@ -371,92 +363,8 @@ class Store:
             except Exception:
                 log.exception("the callback for a rollback failed")
 
-    def _get_many(self, wanted: Sequence[str], kind: type[T]) -> Listing[T]:
-        pages = _Pages(None)
-
-        def read() -> Iterator[Any]:
-            for start in range(0, len(wanted), MAX_OPERATIONS):
-                ranges = [
-                    rpc.RangeRequest(key=key.encode(), revision=pages.revision)
-                    for key in wanted[start : start + MAX_OPERATIONS]
-                ]
-                answer = self._read(_TXN, rpc.TxnRequest(success=[rpc.RequestOp(request_range=one) for one in ranges]))
-                pages.begin(answer.header.revision)
-                for response in answer.responses:
-                    yield from response.response_range.kvs
-
-        return _listing(read(), kind, lambda: pages.revision)
-
-    def _pages(self, prefix: str, pages: _Pages, limit: int | None, *, is_keys_only: bool) -> Iterator[Any]:
-        """Yield the key-value pairs under ``prefix``; the first page settles the revision of all."""
-        start, end = range_of(prefix)
-        size, left = _PAGE, limit
-        while left is None or left > 0:
-            request = rpc.RangeRequest(
-                key=start,
-                range_end=end,
-                revision=pages.revision,
-                limit=size if left is None else min(size, left),
-                keys_only=is_keys_only,
-            )
-            try:
-                answer = self._read(_RANGE, request)
-            except CloudError as error:
-                if not is_too_large(error.__cause__) or size == 1:
-                    raise
-                size //= 2
-                continue
-            pages.begin(answer.header.revision)
-            yield from answer.kvs
-            if not answer.more:
-                return
-            start = answer.kvs[-1].key + b"\x00"
-            left = None if left is None else left - len(answer.kvs)
-        if limit is not None and limit <= 0:
-            pages.begin(self.status().revision)
-
-    def _again_if_compacted(self, read: Callable[[], T], attempts: int = _LIST_ATTEMPTS) -> T:
-        for _ in range(attempts - 1):
-            try:
-                return read()
-            except InvalidInput as error:
-                if not is_compacted(error.__cause__):
-                    raise
-        return read()
-
-
-class _Pages:
-    """The revision that all pages of a list are read at; 0 until the first has settled it."""
-
-    def __init__(self, revision: int | None) -> None:
-        self.revision = revision or 0
-
-    def begin(self, revision: int) -> None:
-        self.revision = self.revision or revision
-
 
 def _verb_and_key(operation: Any) -> tuple[str, str]:
     kind = operation.WhichOneof("request")
     key: str = bytes(getattr(operation, kind).key).decode("utf-8", "replace")
     return ("read" if kind == "request_range" else "write"), key
-
-
-def _key(kv: Any) -> str:
-    # A key that is not UTF-8 is nobody's of ours; it must not break a list.
-    return str(kv.key.decode("utf-8", "backslashreplace"))
-
-
-def _versioned(kv: Any, kind: type[T]) -> Versioned[T]:
-    key = _key(kv)
-    return Versioned(key, decode(kv.value, kind, key), kv.mod_revision, kv.create_revision, kv.lease)
-
-
-def _listing(pairs: Iterable[Any], kind: type[T], revision: Callable[[], int]) -> Listing[T]:
-    items: list[Versioned[T]] = []
-    unreadable: list[tuple[str, str]] = []
-    for kv in pairs:
-        try:
-            items.append(_versioned(kv, kind))
-        except Unreadable as error:
-            unreadable.append((_key(kv), str(error)))
-    return Listing(tuple(items), revision(), tuple(unreadable))
