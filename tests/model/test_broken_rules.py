@@ -56,6 +56,12 @@ class Broken:
 # --- scenes ---
 
 
+def make_up(machine: DataLossMachine) -> None:
+    """Have the next uuid be one that its launch makes up; of a chosen one, other rules protect the claim as well."""
+    assert not machine.world.uuids
+    machine.world.uuids.append("u0")  # every other one is chosen, and nobody launches this
+
+
 def running(machine: DataLossMachine) -> None:
     machine._launch(0, 30)
     let_a_round_pass(machine.world)
@@ -118,11 +124,13 @@ def released_since_the_backup(machine: DataLossMachine) -> None:
 
 
 def about_to_request(machine: DataLossMachine) -> None:
+    make_up(machine)
     machine._launch(0, 4)
 
 
 def requested_before_the_setting_back(machine: DataLossMachine) -> None:
     """A request was written and not answered; its guest runs; etcd is set back to before it, and the host holds."""
+    make_up(machine)
     machine._launch(0, 4)
     machine.etcd_backup = machine.world.etcd.snapshot()
     process = machine.world.processes[-1]
