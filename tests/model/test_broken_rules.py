@@ -100,7 +100,7 @@ def about_to_be_released(machine: DataLossMachine) -> None:
         if any(process.at == "releases" for process in machine.world.processes):
             return
         let_a_round_pass(machine.world, turns=1, pace=1, has_lanes=False)
-        machine.world.advance(5)
+        machine.world.advance(2)
 
 
 def about_to_be_released_on_demand(machine: DataLossMachine) -> None:
@@ -114,7 +114,7 @@ def about_to_be_released_on_demand(machine: DataLossMachine) -> None:
         if machine.world.processes[-1].at == "releases":
             return
         let_a_round_pass(machine.world, turns=1, pace=1, has_lanes=False)
-        machine.world.advance(5)
+        machine.world.advance(2)
 
 
 def released_since_the_backup(machine: DataLossMachine) -> None:
