@@ -18,13 +18,32 @@ class Figure:
     limit: float
     unit: str
     ratio: float
+    lowest: float
+    highest: float
+    """The ratios of single rounds between which it lies."""
     budget: str
     rounds: int
 
 
 def figure(name: str, ours: list[float], limit: list[float], unit: str, budget: str) -> Figure:
     mine, raw = statistics.median(ours), statistics.median(limit)
-    return Figure(name, round(mine, 3), round(raw, 3), unit, round(mine / raw, 2) if raw else 0.0, budget, len(ours))
+    limits = limit if len(limit) == len(ours) else [raw] * len(ours)
+    ratios = [_ratio(*pair) for pair in zip(ours, limits, strict=True)]
+    return Figure(
+        name=name,
+        ours=round(mine, 3),
+        limit=round(raw, 3),
+        unit=unit,
+        ratio=_ratio(mine, raw),
+        lowest=min(ratios),
+        highest=max(ratios),
+        budget=budget,
+        rounds=len(ours),
+    )
+
+
+def _ratio(ours: float, limit: float) -> float:
+    return round(ours / limit, 2) if limit else 0.0
 
 
 @contextmanager
@@ -37,9 +56,10 @@ def timed(into: list[float]) -> Iterator[None]:
 
 def table(figures: Sequence[Figure]) -> str:
     width = max([len(f.name) for f in figures] + [6])
-    lines = [f"{'figure':<{width}} {'ours':>9} {'limit':>9} {'unit':<12} {'ratio':>6} {'budget':>10} {'rounds':>6}"]
-    lines += [
-        f"{f.name:<{width}} {f.ours:>9.2f} {f.limit:>9.2f} {f.unit:<12} {f.ratio:>6.2f} {f.budget:>10} {f.rounds:>6}"
-        for f in figures
-    ]
+    head = f"{'figure':<{width}} {'ours':>9} {'limit':>9} {'unit':<12} {'ratio':>6} {'spread':>11} {'budget':>10}"
+    lines = [f"{head} {'rounds':>6}"]
+    for f in figures:
+        measured = f"{f.name:<{width}} {f.ours:>9.2f} {f.limit:>9.2f} {f.unit:<12} {f.ratio:>6.2f}"
+        spread = f"{f.lowest:.2f}-{f.highest:.2f}" if f.rounds > 1 else ""
+        lines.append(f"{measured} {spread:>11} {f.budget:>10} {f.rounds:>6}")
     return "\n".join(lines)
