@@ -32,6 +32,7 @@ from ecompute.network.filter import Filter, NftFilter
 from ecompute.network.gateways import Gateways, HostGateways
 from ecompute.network.links import Links, NetlinkLinks
 from ecompute.network.metadata import HostMetadata, Metadata
+from ecompute.network.nft import Ledger
 from ecompute.storage import disks
 from ecompute.storage.fetch import Fetcher
 from ecompute.storage.fetch.api import ImageSource
@@ -92,15 +93,16 @@ class Machine:
         def connect(provider: str, *, is_stopping: Callable[[], bool]) -> Hypervisor:
             return LibvirtHypervisor(config.libvirt_uri, provider, is_stopping=is_stopping)
 
+        ledger = Ledger()
         return cls(
             name=socket.gethostname(),
             boot_id=BOOT_ID.read_text(encoding="ascii").strip(),
             hypervisor=connect,
             links=NetlinkLinks(),
-            filter=NftFilter(),
+            filter=NftFilter(ledger),
             alarms=NetlinkAlarms(guard.TABLE, egress.TABLE),
             gateways=HostGateways,
-            egress=partial(HostEgress, config.egress),
+            egress=partial(HostEgress, config.egress, ledger=ledger),
             metadata=HostMetadata,
             upstream=partial(resolvers.upstream, config.dns),
             control_plane=Endpoints(_control_plane(config)).addresses,

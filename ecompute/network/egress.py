@@ -165,12 +165,13 @@ class HostEgress:
     Args:
         configured: the device; None: that of the default route.
         memory: the file in which it is remembered how the device was set.
+        ledger: of the host's namespace, where others of this process have tables in it, too.
     """
 
-    def __init__(self, configured: str | None, memory: Path) -> None:
+    def __init__(self, configured: str | None, memory: Path, *, ledger: nft.Ledger | None = None) -> None:
         self._configured = configured
         self._memory = memory
-        self._kept = nft.Kept(TABLES)
+        self._kept = nft.Kept(TABLES, ledger)
 
     def device(self) -> str | None:
         with netlink.trying("looking for the egress device"), netlink.opened() as rtnetlink:

@@ -15,6 +15,7 @@ from functools import lru_cache
 from typing import Protocol
 
 from ecompute.network import guard
+from ecompute.network.nft import Ledger
 from ecompute.network.tables import Key, Objects, Tables, objects
 from ecompute.network.terms import Part
 
@@ -54,11 +55,15 @@ class Filter(Protocol):
 
 
 class NftFilter:
-    """The rules of the network namespace of the thread that calls: always the same one."""
+    """The rules of the network namespace of the thread that calls: always the same one.
 
-    def __init__(self) -> None:
+    Args:
+        ledger: of that namespace, where others of this process have tables in it, too.
+    """
+
+    def __init__(self, ledger: Ledger | None = None) -> None:
         self._lock = threading.RLock()
-        self._tables = Tables(guard.TABLES)
+        self._tables = Tables(guard.TABLES, ledger)
         self._parts: dict[int, Part] = {}
         """As they were put last."""
         self._seen: Objects | None = None

@@ -1,5 +1,9 @@
 """nftables, as far as all who have tables of their own need it: changed, listed, and looked whether they changed.
 
+The kernel counts its changes and does not say of what. A listing takes a process, and so longer than anything else
+that is done for a network: what is known stays known while all that was changed since were other tables of ours
+(`Ledger`).
+
 The program ``nft`` is run with JSON (libnftables-json(5)); tables are named by whoever has them, and no other
 is read or touched. Everything is about the network namespace of the thread that calls. Any thread may call this.
 """
@@ -10,6 +14,7 @@ import json
 import socket
 import struct
 import subprocess
+import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,10 +23,12 @@ from ecompute.cluster.errors import NetworkError, one_line
 
 PROGRAM = "nft"
 TIMEOUT_S = 10.0
+STEPS_KEPT = 256
 
 Json = dict[str, Any]
 Table = tuple[str, str]
 """Family and name."""
+Identity = tuple[int, int]
 
 
 def script(tables: Iterable[Table], items: Iterable[Json]) -> str:
@@ -84,20 +91,64 @@ def listing(table: Table) -> str | None:
     raise NetworkError(f"listing the nftables table {family} {name}: {_reason(done.stderr)}")
 
 
+class Ledger:
+    """The changes of one network namespace's rules that are this process's own, and of which tables each was.
+
+    Any thread of the namespace.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._steps: dict[int, frozenset[Table]] = {}
+        """By the generation before."""
+
+    def change(self, script_: str, tables: Iterable[Table]) -> int | None:
+        """Do all commands of a script, or none; return the generation after it, if it is known to be this one's.
+
+        Args:
+            tables: those that it changes.
+
+        Raises:
+            NetworkError: nft is missing or refused them.
+        """
+        with self._lock:
+            before = generation()
+            change(script_)
+            after = generation()
+            if after != before + 1:  # somebody else was there meanwhile
+                return None
+            self._steps[before] = frozenset(tables)
+            for old in list(self._steps)[:-STEPS_KEPT]:
+                del self._steps[old]
+            return after
+
+    def are_untouched(self, tables: Iterable[Table], since: int, now: int) -> bool:
+        """Whether all changes between two generations were this process's own, of other tables than these."""
+        with self._lock:
+            if not 0 <= now - since <= STEPS_KEPT:
+                return False
+            steps = [self._steps.get(step) for step in range(since, now)]
+        return all(step is not None and step.isdisjoint(tables) for step in steps)
+
+
 class Kept:
     """Tables of ours in one network namespace, and whether they are as they were put.
 
-    They are listed only when the kernel's ruleset has another generation than when they were last known: that
-    question costs 0.1 ms, a listing takes a process. What another release of nft prints in another way is known
-    by what it printed after they had been put a second time.
+    They are listed only when the kernel's ruleset has another generation than when they were last known, and not by
+    changes of ours: that question costs 0.1 ms. What another release of nft prints in another way is known by what it
+    printed after they had been put a second time.
 
     Any thread of the namespace, one at a time.
+
+    Args:
+        ledger: of the namespace, where others of this process have tables in it, too.
     """
 
-    def __init__(self, tables: Sequence[Table]) -> None:
+    def __init__(self, tables: Sequence[Table], ledger: Ledger | None = None) -> None:
         self._tables = tuple(tables)
-        self._known: tuple[object, list[Json]] | None = None
-        """A generation, and what was there then."""
+        self._ledger = ledger if ledger is not None else Ledger()
+        self._known: tuple[Identity, int, list[Json]] | None = None
+        """A namespace, its generation, and what was there then."""
         self._put: list[Json] | None = None
         self._is_doubtful = False
         """Whether what was put was then not found as it had been put."""
@@ -110,13 +161,14 @@ class Kept:
         Raises:
             NetworkError: it cannot be said.
         """
-        now = _moment()
-        if self._known is None or self._known[0] != now:
+        here, now = _identity(), generation()
+        found = self._as_known(here, now)
+        if found is None:
             found = self._found()
             if self._printed is not None and self._printed[1] == found:
                 found = self._printed[0]
-            self._known = (now, found)
-        is_so = self._known[1] == items
+        self._known = (here, now, found)
+        is_so = found == items
         self._is_doubtful = not is_so and self._put == items
         return is_so
 
@@ -127,24 +179,28 @@ class Kept:
             NetworkError: nft is missing or refused it.
         """
         self._known = None
-        _, before = _moment()
-        change(script(self._tables, items))
+        after = self._ledger.change(script(self._tables, items), self._tables)
         if self._is_doubtful:
             self._printed = (items, self._found())
         self._put = items
-        identity, after = _moment()
-        if after == before + 1:  # nobody else was there meanwhile
-            self._known = ((identity, after), items)
+        if after is not None:
+            self._known = (_identity(), after, items)
+
+    def _as_known(self, here: Identity, now: int) -> list[Json] | None:
+        if self._known is None:
+            return None
+        there, since, items = self._known
+        return items if there == here and self._ledger.are_untouched(self._tables, since, now) else None
 
     def _found(self) -> list[Json]:
         listings = [listing(table) for table in self._tables]
         return [item for listed in listings if listed is not None for item in normalise(listed)]
 
 
-def _moment() -> tuple[tuple[int, int], int]:
-    """Return what changes whenever a rule of this thread's network namespace does."""
+def _identity() -> Identity:
+    """Return which network namespace this thread is in."""
     here = Path("/proc/thread-self/ns/net").stat()
-    return (here.st_dev, here.st_ino), generation()
+    return here.st_dev, here.st_ino
 
 
 def _reason(stderr: str) -> str:

@@ -6,8 +6,8 @@ transaction (`Tables.become`). With 200 taps on a host their chains are half a m
 nft takes 0.4 s to put and 0.2 s to list; one chain more takes 30 ms.
 
 What is found is listed only when the kernel's ruleset has another generation than when it was last
-seen: that question costs 0.1 ms. A change of ours that counts it up by one was the only one, and then
-what is there is known without listing.
+seen, and not by changes of ours (`nft.Ledger`): that question costs 0.1 ms. What is there after a change
+of ours is known without listing, if nobody else was at work meanwhile.
 
 The functions are pure. `Tables` may be called from any thread; it is about the network namespace of
 the thread that calls, and one object of it is for one namespace.
@@ -144,10 +144,15 @@ def _element(key: Key, content: str) -> Json:
 
 
 class Tables:
-    """Tables that are ours alone."""
+    """Tables that are ours alone.
 
-    def __init__(self, tables: Sequence[nft.Table]) -> None:
+    Args:
+        ledger: of their namespace, where others of this process have tables in it, too.
+    """
+
+    def __init__(self, tables: Sequence[nft.Table], ledger: nft.Ledger | None = None) -> None:
         self._tables = tuple(tables)
+        self._ledger = ledger if ledger is not None else nft.Ledger()
         self._lock = threading.Lock()
         self._found: Objects = {}
         self._generation: int | None = None
@@ -172,28 +177,25 @@ class Tables:
             NetworkError: nft is missing, or refused it; nothing was changed.
         """
         with self._lock:
-            found = self._look()
-            before, self._generation = self._generation, None
-            assert before is not None
+            found, known = self._look(), self._generation
+            assert known is not None
             script = commands(wanted, found)
             is_strange = any(key.kind not in _KINDS for key in found)
             if not script and not is_strange:
-                self._generation = before
                 return
-            if is_strange:
-                self._replace(wanted)
-            else:
-                self._change(script, wanted, found)
+            self._generation = None
+            after = self._replace(wanted) if is_strange else self._change(script, wanted, found, known)
+            if after is None:
+                return  # somebody else was at work: the next look tells what there is
             if self._is_printed_as_asked is not True:
                 listed = self._list()
-                if nft.generation() != before + 1:
-                    return  # somebody else was at work: the next look tells what there is
+                if not self._are_untouched(after, nft.generation()):
+                    return
                 self._printed = {
                     key: (text, listed.get(key, "")) for key, text in wanted.items() if listed.get(key) != text
                 }
                 self._is_printed_as_asked = not self._printed
-            if nft.generation() == before + 1:
-                self._found, self._generation = dict(wanted), before + 1
+            self._found, self._generation = dict(wanted), after
 
     def remove(self) -> None:
         """Take all of it away; nothing may be there.
@@ -203,26 +205,33 @@ class Tables:
         """
         with self._lock:
             self._generation = None
-            self._replace({})
+            self._found, self._generation = {}, self._replace({})
 
-    def _change(self, script: list[Json], wanted: Objects, found: Objects) -> None:
+    def _change(self, script: list[Json], wanted: Objects, found: Objects, known: int) -> int | None:
+        """Make the change from what was found; return the generation at which all is as wanted, if that is known."""
         try:
-            nft.change(nft.as_script(script))
+            after = self._ledger.change(nft.as_script(script), self._tables)
         except NetworkError:
             if not found:
                 raise
             # Somebody has put something into our tables that holds on to what is to go.
-            self._replace(wanted)
+            return self._replace(wanted)
+        return after if after is not None and self._are_untouched(known, after - 1) else None
 
-    def _replace(self, wanted: Objects) -> None:
-        nft.change(nft.script(self._tables, [command["add"] for command in commands(wanted, {})]))
+    def _replace(self, wanted: Objects) -> int | None:
+        """Do the same, whatever is there."""
+        script = nft.script(self._tables, [command["add"] for command in commands(wanted, {})])
+        return self._ledger.change(script, self._tables)
 
     def _look(self) -> Objects:
         generation = nft.generation()
-        if generation != self._generation:
+        if self._generation is None or not self._are_untouched(self._generation, generation):
             self._found = {key: self._as_asked(key, text) for key, text in self._list().items()}
-            self._generation = generation
+        self._generation = generation
         return self._found
+
+    def _are_untouched(self, since: int, now: int) -> bool:
+        return self._ledger.are_untouched(self._tables, since, now)
 
     def _list(self) -> Objects:
         listings = [nft.listing(table) for table in self._tables]

@@ -8,11 +8,14 @@ from dataclasses import replace
 import pytest
 
 from ecompute.cluster.errors import NetworkError
+from ecompute.network import guard
 from ecompute.network import nft as kernel
+from ecompute.network.egress import TABLES as HOST_TABLES
+from ecompute.network.egress import HostRules
 from ecompute.network.fake import FakeFilter
 from ecompute.network.filter import Filter, FilterState, NftFilter
 from ecompute.network.guard import TABLES
-from ecompute.network.tables import Tables
+from ecompute.network.tables import Tables, objects
 from ecompute.network.terms import Part, Tap
 
 VNI = 0x1234
@@ -21,6 +24,7 @@ SECOND = Tap("ect00000000002", "02:00:00:00:00:02", ("10.50.0.2",))
 ANYTHING = Tap("ect00000000003", "02:00:00:00:00:03", None)
 PART = Part(VNI, frozenset({FIRST}), frozenset({"192.0.2.2"}), ("10.50.0.254", "fd00:50::fe"))
 OTHER = Part(VNI + 1, frozenset({SECOND}), frozenset({"192.0.2.2", "192.0.2.3"}))
+HOST = HostRules(device="eth0").items()
 PHYSICAL = Part(VNI + 2, frozenset({ANYTHING}), None)
 
 
@@ -172,6 +176,49 @@ def test_rules_that_somebody_altered_are_seen_and_put_back(nft_rules: NftFilter,
     nft_rules.put(PART)
     assert all(nft_rules.state(part) is FilterState.WHOLE for part in (PART, OTHER, PHYSICAL))
     assert Tables(TABLES).found() == before
+
+
+def test_what_others_of_this_process_change_in_their_tables_is_no_reason_to_list_ours(own_namespace: None) -> None:
+    ledger = kernel.Ledger()
+    tables, others = Tables(TABLES, ledger), kernel.Kept(HOST_TABLES, ledger)
+    tables.become(objects(guard.base([])))
+    others.put(HOST)
+    known = tables.found()
+    others.put(HostRules(device="eth1").items())
+    assert tables.found() is known
+    tables.become(objects(guard.base([]) + guard.of_network(PHYSICAL)))
+    assert others.are(HostRules(device="eth1").items())
+
+
+@pytest.mark.parametrize("harm", HARMS)
+def test_what_somebody_alters_between_changes_of_ours_is_seen(own_namespace: None, harm: str) -> None:
+    ledger = kernel.Ledger()
+    rules, others = NftFilter(ledger), kernel.Kept(HOST_TABLES, ledger)
+    for part in (PART, OTHER, PHYSICAL):
+        rules.put(part)
+    others.put(HOST)
+    nft(harm)
+    others.put(HOST)
+    assert rules.state(PART) is not FilterState.WHOLE
+
+
+def test_a_table_of_anothers_that_is_deleted_between_changes_of_ours_is_missed(own_namespace: None) -> None:
+    ledger = kernel.Ledger()
+    rules, others = NftFilter(ledger), kernel.Kept(HOST_TABLES, ledger)
+    rules.put(PART)
+    others.put(HOST)
+    nft("delete table inet ecompute_gateway")
+    rules.put(OTHER)
+    assert not others.are(HOST)
+
+
+def test_a_change_that_was_refused_leaves_no_trace(own_namespace: None) -> None:
+    ledger = kernel.Ledger()
+    before = kernel.generation()
+    with pytest.raises(NetworkError):
+        ledger.change(kernel.as_script([{"delete": {"table": {"family": "inet", "name": "ecompute"}}}]), TABLES)
+    nft("add table inet other")
+    assert not ledger.are_untouched([("ip", "another")], before, kernel.generation())
 
 
 def test_all_that_was_put_is_repaired_at_once(nft_rules: NftFilter) -> None:

@@ -42,6 +42,7 @@ from ecompute.network.gateways import HostGateways
 from ecompute.network.links import NetlinkLinks
 from ecompute.network.metadata import FakeMetadata
 from ecompute.network.names import bridge_name, tap_name
+from ecompute.network.nft import Ledger
 from ecompute.network.reconcile import NetworkReconciler
 
 T = TypeVar("T")
@@ -243,7 +244,8 @@ class Host:
         self.space(f"address add {self.near}/24 dev eth0")
         self.space("route add default via 192.0.2.1")
         self.links = NetlinkLinks()
-        self.filter = NftFilter()
+        self.ledger = Ledger()
+        self.filter = NftFilter(self.ledger)
         self.changes: list[Any] = []
         self.restart()
 
@@ -257,7 +259,7 @@ class Host:
     def reconciler(self, on_change: Callable[[Any], None] | None = None) -> GatewayReconciler:
         return GatewayReconciler(
             HostGateways(self.provider, self.directory / "networks"),
-            HostEgress(None, self.directory / "egress.json"),
+            HostEgress(None, self.directory / "egress.json", ledger=self.ledger),
             self.provider,
             GatewayMemory(self.directory / "memory"),
             upstream=lambda: (INTERNET,),
