@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
@@ -57,6 +58,9 @@ class FakeGateways:
 
     def close(self) -> None:
         self._tell = lambda vni: None
+
+    def session(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def paths(self, vni: int) -> Paths:
         return Paths(Path("/nowhere") / f"{vni:06x}")

@@ -86,6 +86,12 @@ class GatewayReconciler:
         Raises:
             NetworkError: a device with our name is not ours, or something could not be done.
         """
+        with self._gateways.session():
+            return self._ensure(network, ports, list(hosts))
+
+    def _ensure(
+        self, network: Network, ports: Sequence[Port], hosts: Sequence[NetworkHost]
+    ) -> tuple[GatewayChange, ...]:
         vni = network.vni
         self._left.pop(vni, None)
         transit = self._transit(network, ports)
@@ -142,9 +148,10 @@ class GatewayReconciler:
         self._left.pop(vni, None)
         self._metadata.leave(vni)  # first: its sockets keep the namespace
         known = self._memory.of(vni)
-        found = self._gateways.found(vni, known=known.proxied)
-        changes = gateway.plan(None, found)
-        self._gateways.apply(changes, self._on_change)
+        with self._gateways.session():
+            found = self._gateways.found(vni, known=known.proxied)
+            changes = gateway.plan(None, found)
+            self._gateways.apply(changes, self._on_change)
         self._memory.forget(vni)
         if known.transit is not None:
             self._keep_egress(None)

@@ -13,6 +13,7 @@ import re
 import socket
 import threading
 from collections.abc import Callable, Collection, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby
@@ -55,6 +56,9 @@ class Gateways(Protocol):
 
     def close(self) -> None:
         """Tell of no death any more. Everything stays as it is."""
+
+    def session(self) -> AbstractContextManager[None]:
+        """Let this thread's calls inside share what they need."""
 
     def paths(self, vni: int) -> Paths:
         """Return where the files of a network's dnsmasq lie."""
@@ -123,6 +127,9 @@ class HostGateways:
 
     def close(self) -> None:
         self._deaths.close()
+
+    def session(self) -> AbstractContextManager[None]:
+        return netlink.opened()
 
     def paths(self, vni: int) -> Paths:
         return self._services.paths(vni)

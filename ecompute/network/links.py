@@ -7,7 +7,7 @@ changes nothing more: what is to be deleted may be gone, what is to be put may b
 Any thread may call this; nothing is shared between threads. pyroute2 0.9 keeps one socket and one
 event loop for every thread that has used an `IPRoute`, until that is closed (lanes come and go, so
 a shared one would leak three file descriptors a lane): each call opens its own, about 0.7 ms, and a
-thread with many calls opens one for all of them with `session`. It belongs to the network namespace
+thread with many calls opens one for all of them (`netlink.opened`). It belongs to the network namespace
 of the thread that opens it. `IPRoute` neither forks nor starts threads (a test watches); pyroute2's
 `NetNS` does and is not used.
 
@@ -18,7 +18,6 @@ every device and entry of the host first: 50 ms against 2 ms with 100 guests).
 from __future__ import annotations
 
 import socket
-import threading
 from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import replace
@@ -99,28 +98,11 @@ class Links(Protocol):
 class NetlinkLinks:
     """The devices of the network namespace of the thread that calls."""
 
-    def __init__(self) -> None:
-        self._session = threading.local()
-
-    @contextmanager
-    def session(self) -> Iterator[None]:
-        if getattr(self._session, "netlink", None) is not None:
-            yield
-            return
-        with kernel.opened() as netlink:
-            self._session.netlink = netlink
-            try:
-                yield
-            finally:
-                self._session.netlink = None
-
-    @contextmanager
-    def _netlink(self) -> Iterator[Any]:
-        with self.session():
-            yield self._session.netlink
+    def session(self) -> AbstractContextManager[None]:
+        return kernel.opened()
 
     def glance(self, vni: int) -> FoundNetwork:
-        with kernel.trying(f"reading network {vni}"), self._netlink() as netlink:
+        with kernel.trying(f"reading network {vni}"), kernel.opened() as netlink:
             bridge, vxlan, vlan = (
                 kernel.device(netlink, name) for name in (bridge_name(vni), vxlan_name(vni), vlan_name(vni))
             )
@@ -135,7 +117,7 @@ class NetlinkLinks:
     def found(
         self, vni: int, taps: Collection[str] = (), *, local: str | None = None, physical: Physical | None = None
     ) -> FoundNetwork:
-        with kernel.trying(f"reading network {vni}"), self._netlink() as netlink:
+        with kernel.trying(f"reading network {vni}"), kernel.opened() as netlink:
             found = self.glance(vni)
             if found.bridge is not None and found.bridge.kind == "bridge":
                 out = {vxlan_name(vni), vlan_name(vni)}
@@ -160,7 +142,7 @@ class NetlinkLinks:
             )
 
     def apply(self, change: terms.LinkChange) -> None:
-        with kernel.trying(f"applying {change}"), self._netlink() as netlink:
+        with kernel.trying(f"applying {change}"), kernel.opened() as netlink:
             match change:
                 case terms.AddBridge(vni, mtu):
                     address = names.bridge_mac(vni)
@@ -228,7 +210,7 @@ class NetlinkLinks:
                         netlink.neigh("del", ifindex=kernel.index(vxlan_name(vni)), dst=address)
 
     def ours(self) -> frozenset[int]:
-        with kernel.trying("reading the devices of this host"), self._netlink() as netlink:
+        with kernel.trying("reading the devices of this host"), kernel.opened() as netlink:
             devices = {name: vni for _, name in socket.if_nameindex() if (vni := names.vni_of(name)) is not None}
             return frozenset(
                 vni for name, vni in devices.items() if reading.is_ours(kernel.device(netlink, name), name, vni)
@@ -236,14 +218,14 @@ class NetlinkLinks:
 
     def devices(self) -> frozenset[Device]:
         devices = [name for _, name in socket.if_nameindex() if name.startswith(names.PREFIXES)]
-        with kernel.trying("reading the devices of this host"), self._netlink() as netlink:
+        with kernel.trying("reading the devices of this host"), kernel.opened() as netlink:
             links = {name: link for name in devices if (link := kernel.device(netlink, name)) is not None}
         vnis = {link["index"]: names.vni_of(name) for name, link in links.items()}
         found = (reading.present(name, link, vnis.get(link.get_attr("IFLA_MASTER"))) for name, link in links.items())
         return frozenset(device for device in found if device is not None)
 
     def harden(self, device: str) -> bool:
-        with kernel.trying(f"hardening {device}"), self._netlink() as netlink:
+        with kernel.trying(f"hardening {device}"), kernel.opened() as netlink:
             link = kernel.device(netlink, device)
             if link is None:
                 raise NetworkError(f"there is no device {device}")
@@ -253,18 +235,18 @@ class NetlinkLinks:
             return True
 
     def has_bridge(self, name: str) -> bool:
-        with kernel.trying(f"reading {name}"), self._netlink() as netlink:
+        with kernel.trying(f"reading {name}"), kernel.opened() as netlink:
             return _bridge(netlink, name) is not None
 
     def addresses(self) -> dict[str, Address]:
-        with kernel.trying("reading the addresses of this host"), self._netlink() as netlink:
+        with kernel.trying("reading the addresses of this host"), kernel.opened() as netlink:
             return underlay.read(netlink)
 
     def underlay(self, configured: str | None) -> Address:
         return self.source_address() if configured is None else underlay.pick(self.addresses(), configured)
 
     def source_address(self) -> Address:
-        with kernel.trying("reading the default route"), self._netlink() as netlink:
+        with kernel.trying("reading the default route"), kernel.opened() as netlink:
             return underlay.of_default_route(netlink)
 
 
