@@ -3,7 +3,8 @@
 Rounds of ours and of the raw way are interleaved, so that a machine that slows down slows both; the
 medians are compared. Budgets are printed beside what was measured; none is enforced here.
 
-The figures of one host need root, libvirt and QEMU; those of the scheduler need PostgreSQL.
+The figures of one host need root, libvirt and QEMU; those of the scheduler need PostgreSQL; those of networks need root
+and dnsmasq.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import crew
 import msgspec
+import networks
 import one_host
 import plot
 import scheduling
@@ -24,10 +26,10 @@ from figures import Figure, table
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="./dev bench", description=__doc__)
-    names = sorted([*one_host.FIGURES, *scheduling.FIGURES, *crew.FIGURES])
+    names = sorted([*one_host.FIGURES, *scheduling.FIGURES, *crew.FIGURES, *networks.FIGURES])
     parser.add_argument("--only", action="append", choices=names, metavar="NAME", help=f"one of {', '.join(names)}")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
-    parser.add_argument("--rounds", type=int, default=5, help="of the scheduler's figures")
+    parser.add_argument("--rounds", type=int, default=5, help="of the scheduler's and the networks' figures")
     parser.add_argument("--hosts", default="10,100,1000", help="how many hosts the scheduler has, from few to many")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the cost of a launch against hosts (SVG)")
     options = parser.parse_args()
@@ -58,6 +60,9 @@ def main() -> int:
                 for which in wanted:
                     made += crew.FIGURES[which](crews)
                 curves |= crews.curves
+        wanted = [which for which in networks.FIGURES if options.only is None or which in options.only]
+        for which in wanted:
+            made += networks.FIGURES[which](directory, options.rounds)
         if options.plot:
             options.plot.write_text(plot.draw(curves), encoding="utf-8")
     print(table(made))

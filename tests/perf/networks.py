@@ -1,0 +1,89 @@
+"""What networks cost a host, in namespaces that stand for hosts and for guests' places."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import wire
+from by_hand import ByHand
+from figures import Figure, figure, timed
+from lab import Host, a_network, a_world
+
+from ecompute.cluster.documents import Network, NetworkHost, Port
+from ecompute.network import mesh
+
+FIRST, SECOND = 0x1234, 0x1235
+
+
+def guests_of(host: Host, other: Host, network: Network) -> tuple[list[Port], list[NetworkHost]]:
+    """Return a port on ``host`` and one on ``other``, and both hosts."""
+    ports = [
+        Port(
+            interface_uuid=f"0000000{n}-{network.vni:04x}-4000-8000-000000000000",
+            instance_uuid=f"guest {n}",
+            provider=one.provider,
+            epoch=1,
+            mac=f"02:00:00:{network.vni % 256:02x}:00:0{n}",
+            addresses=(f"10.0.0.{4 + n}/24", f"fd00:1::{4 + n}/64"),
+            name=f"guest-{n}",
+        )
+        for n, one in enumerate((host, other), 1)
+    ]
+    return ports, [NetworkHost(provider=one.provider, underlay=one.underlay) for one in (host, other)]
+
+
+def up(directory: Path, rounds: int) -> list[Figure]:
+    """Bring a network up on a host: the first one, and one beside another that is there."""
+    networks = [a_network(uuid=f"n{vni}", vni=vni) for vni in (FIRST, SECOND)]
+    took: dict[str, tuple[list[float], list[float]]] = {"the first": ([], []), "one more": ([], [])}
+    with contextlib.ExitStack() as stack:
+        world = stack.enter_context(a_world())
+        ours, other = world.hosts
+        raw = Host(world, 3, ours.directory.parent)
+        stack.callback(raw.gateways.close)
+        first, second = (
+            ByHand(networks[0], raw.provider, *guests_of(raw, other, networks[0]), raw.directory / "networks"),
+            None,
+        )
+        second = ByHand(
+            networks[1], raw.provider, *guests_of(raw, other, networks[1]), raw.directory / "networks", first
+        )
+
+        def raise_ours(network: Network) -> None:
+            ports, hosts = guests_of(ours, other, network)
+            ours.mesh.ensure(mesh.wanted(network, ours.provider, ports, hosts))
+            ours.gateways.ensure(network, ports, hosts)
+
+        def one(which: str, our_way: Callable[[], None], raw_way: Callable[[], None]) -> None:
+            for into, host, way in zip(took[which], (ours, raw), (our_way, raw_way), strict=True):
+                with host.space.entered(), timed(into):
+                    way()
+
+        for number in range(-1, rounds):
+            print(f"  network-up: round {number + 1} of {rounds}", file=sys.stderr)
+            with contextlib.ExitStack() as down:
+                down.callback(lambda: ours.do(lambda: [_leave(ours, network.vni) for network in networks[::-1]]))
+                down.callback(lambda: raw.do(lambda: [way.down() for way in (second, first)]))
+                one("the first", lambda: raise_ours(networks[0]), first.up)
+                one("one more", lambda: raise_ours(networks[1]), second.up)
+            if number < 0:  # nothing had been loaded yet
+                for times in took.values():
+                    for into in times:
+                        into.clear()
+    return [
+        figure(f"a network brought up, {which} / by hand", *times, "ms", "≤ 1.5 x") for which, times in took.items()
+    ]
+
+
+def _leave(host: Host, vni: int) -> None:
+    host.gateways.remove(vni)
+    host.mesh.remove(vni)
+
+
+FIGURES: dict[str, Callable[[Path, int], list[Figure]]] = {
+    "throughput": lambda directory, rounds: wire.Wire(rounds).throughput(),
+    "network-up": up,
+}
