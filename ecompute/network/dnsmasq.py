@@ -15,8 +15,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import sha256
 from ipaddress import IPv4Network, IPv6Network, ip_interface
+from itertools import chain
 from pathlib import Path
 
 from ecompute.cluster.addressing import is_unicast_mac
@@ -221,7 +223,7 @@ def _routes(gateway: str, *, has_way_out: bool) -> list[str]:
 def _leases(network: Network, ports: Iterable[Port]) -> str:
     lines = []
     for port in ports:
-        four, six = _of(port, network.cidr), _of(port, network.cidr6)
+        four, six = _in(port.addresses, network.cidr), _in(port.addresses, network.cidr6)
         if not is_unicast_mac(port.mac) or not (four or six):
             continue
         parts = [port.mac, *four[:1], *(f"[{address}]" for address in six[:1])]
@@ -235,23 +237,29 @@ def _leases(network: Network, ports: Iterable[Port]) -> str:
 
 
 def _names(network: Network, ports: Iterable[Port]) -> str:
-    domain = domain_of(network)
-    lines = []
-    for port in ports:
-        name = label(port.name)
-        if name is not None:
-            called = name if domain is None else f"{name}.{domain} {name}"
-            lines += [f"{address} {called}" for address in (*_of(port, network.cidr), *_of(port, network.cidr6))]
-    return _text(lines)
+    domain, ranges = domain_of(network), (network.cidr, network.cidr6)
+    return _text(chain.from_iterable([_called(port.name, port.addresses, domain, ranges) for port in ports]))
 
 
-def _of(port: Port, cidr: str | None) -> list[str]:
-    """Return the port's addresses in ``cidr``, without prefix length."""
+@lru_cache(maxsize=1 << 16)
+def _called(
+    name: str | None, addresses: tuple[str, ...], domain: str | None, ranges: tuple[str | None, str | None]
+) -> tuple[str, ...]:
+    """Return the lines of one port. Kept: all of a network's are asked for again when one comes."""
+    short = label(name)
+    if short is None:
+        return ()
+    called = short if domain is None else f"{short}.{domain} {short}"
+    return tuple(f"{address} {called}" for cidr in ranges for address in _in(addresses, cidr))
+
+
+def _in(addresses: Iterable[str], cidr: str | None) -> list[str]:
+    """Return those of ``addresses`` that are in ``cidr``, without prefix length."""
     if cidr is None:
         return []
-    range_ = IPv4Network(cidr) if ":" not in cidr else IPv6Network(cidr)
+    range_ = _range(cidr)
     found = []
-    for text in port.addresses:
+    for text in addresses:
         try:
             address = ip_interface(text).ip
         except ValueError:
@@ -261,8 +269,13 @@ def _of(port: Port, cidr: str | None) -> list[str]:
     return found
 
 
+@lru_cache(maxsize=1 << 8)
+def _range(cidr: str) -> IPv4Network | IPv6Network:
+    return IPv4Network(cidr) if ":" not in cidr else IPv6Network(cidr)
+
+
 def _text(lines: Iterable[str]) -> str:
-    return "".join(f"{line}\n" for line in sorted(lines))
+    return "\n".join([*sorted(lines), ""])
 
 
 def _digest(text: str) -> str:
