@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -34,6 +35,7 @@ def main() -> int:
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the cost of a launch against hosts (SVG)")
     options = parser.parse_args()
     made: list[Figure] = []
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(f"ended by signal {number}"))  # what is made goes, too
     with tempfile.TemporaryDirectory(prefix="ec-bench-") as name:
         directory = Path(name)
         directory.chmod(0o755)
@@ -62,7 +64,7 @@ def main() -> int:
                 curves |= crews.curves
         wanted = [which for which in networks.FIGURES if options.only is None or which in options.only]
         for which in wanted:
-            made += networks.FIGURES[which](directory, options.rounds)
+            made += networks.FIGURES[which](networks.Options(directory, sizes, options.rounds))
         if options.plot:
             options.plot.write_text(plot.draw(curves), encoding="utf-8")
     print(table(made))

@@ -4,18 +4,33 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import time
 from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import wire
+from arrival import Cloud, arrival
 from by_hand import ByHand
 from figures import Figure, figure, timed
 from lab import Host, a_network, a_world
+from msgspec import structs
 
 from ecompute.cluster.documents import Network, NetworkHost, Port
 from ecompute.network import mesh
+from ecompute.network.fake import FakeLinks
+from ecompute.network.plan import plan
+from ecompute.network.terms import FoundNetwork, Guard
 
 FIRST, SECOND = 0x1234, 0x1235
+
+
+@dataclass(frozen=True)
+class Options:
+    directory: Path
+    sizes: list[int]
+    rounds: int
 
 
 def guests_of(host: Host, other: Host, network: Network) -> tuple[list[Port], list[NetworkHost]]:
@@ -35,7 +50,7 @@ def guests_of(host: Host, other: Host, network: Network) -> tuple[list[Port], li
     return ports, [NetworkHost(provider=one.provider, underlay=one.underlay) for one in (host, other)]
 
 
-def up(directory: Path, rounds: int) -> list[Figure]:
+def up(rounds: int) -> list[Figure]:
     """Bring a network up on a host: the first one, and one beside another that is there."""
     networks = [a_network(uuid=f"n{vni}", vni=vni) for vni in (FIRST, SECOND)]
     took: dict[str, tuple[list[float], list[float]]] = {"the first": ([], []), "one more": ([], [])}
@@ -78,12 +93,36 @@ def up(directory: Path, rounds: int) -> list[Figure]:
     ]
 
 
+def compare(rounds: int) -> list[Figure]:
+    """The pure comparison of a network of 1,000 hosts and 10,000 guests, of which one has moved."""
+    with a_world() as world:
+        cloud = Cloud(world.hosts[0], 1000)
+    wanted = partial(mesh.wanted, cloud.network, cloud.host.provider, hosts=cloud.members)
+    before = wanted(ports=cloud.ports)
+    links = FakeLinks()
+    for change in plan(before, FoundNetwork(cloud.network.vni)):
+        if not isinstance(change, Guard):
+            links.apply(change)
+    found = replace(links.found(cloud.network.vni), is_guarded=True)
+    moved = structs.replace(cloud.ports[1], provider=cloud.members[2].provider, epoch=2)
+    ports = [cloud.ports[0], moved, *cloud.ports[2:]]
+    took = []
+    for _ in range(3 * rounds):
+        began = time.thread_time()
+        changes = plan(wanted(ports=ports), found)
+        took.append((time.thread_time() - began) * 1000)
+        assert len(changes) == 1
+    return [figure("comparing 1,000 hosts and 10,000 guests / limit", took, [50.0], "ms of CPU", "≤ 50 ms")]
+
+
 def _leave(host: Host, vni: int) -> None:
     host.gateways.remove(vni)
     host.mesh.remove(vni)
 
 
-FIGURES: dict[str, Callable[[Path, int], list[Figure]]] = {
-    "throughput": lambda directory, rounds: wire.Wire(rounds).throughput(),
-    "network-up": up,
+FIGURES: dict[str, Callable[[Options], list[Figure]]] = {
+    "throughput": lambda options: wire.Wire(options.rounds).throughput(),
+    "network-up": lambda options: up(options.rounds),
+    "arrival": lambda options: arrival(options.sizes, options.rounds),
+    "compare": lambda options: compare(options.rounds),
 }
