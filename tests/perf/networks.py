@@ -12,6 +12,7 @@ from pathlib import Path
 
 import wire
 from arrival import Cloud, arrival
+from asked import asked
 from by_hand import ByHand
 from figures import Figure, figure, timed
 from lab import Host, a_network, a_world
@@ -125,4 +126,5 @@ FIGURES: dict[str, Callable[[Options], list[Figure]]] = {
     "network-up": lambda options: up(options.rounds),
     "arrival": lambda options: arrival(options.sizes, options.rounds),
     "compare": lambda options: compare(options.rounds),
+    "metadata": lambda options: asked(options.directory, options.rounds),
 }

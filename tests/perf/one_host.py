@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import itertools
 import json
 import os
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from uuid import uuid4
@@ -287,6 +289,74 @@ class OneHost:
             figure("etcd writes a minute at rest", [writes], [0.0], "writes", "0"),
         ]
 
+    def writes(self) -> list[Figure]:
+        """What is written to etcd for a guest with a network: until it runs, and until it is finished; by key."""
+        keep = self.launch()  # the network is there, and this host is a member
+        self.wait_created(keep)
+        counts: dict[str, tuple[list[float], Counter[str]]] = {}
+        for number in range(ROUNDS):
+            print(f"  writes: round {number + 1} of {ROUNDS}", file=sys.stderr)
+            revision = self.rested()
+            uuid = self.launch()
+            self.wait_created(uuid)
+            between = self.rested()
+            self.destroy(uuid)
+            for what, since, until in (
+                ("launched, until it runs", revision, between),
+                ("finished", between, self.rested()),
+            ):
+                transactions, written = counts.setdefault(what, ([], Counter()))
+                transactions.append(float(until - since))
+                written.update(self.written(since, until))
+        self.destroy(keep)
+        made = []
+        for what, (transactions, written) in counts.items():
+            listed = ", ".join(f"{key} {count / ROUNDS:g}" for key, count in sorted(written.items()))
+            print(f"  a guest {what}, keys put and deleted: {listed}", file=sys.stderr)
+            made.append(figure(f"a guest {what}: transactions in etcd", transactions, [1.0], "revisions", "-"))
+            total = [sum(written.values()) / ROUNDS]
+            made.append(figure(f"a guest {what}: keys put and deleted", total, [1.0], "keys", "-"))
+        return made
+
+    def rested(self) -> int:
+        """Return etcd's revision once nothing has been written for a second."""
+        revision, since = self.cloud.store.status().revision, time.monotonic()
+        while time.monotonic() < since + 1:
+            time.sleep(0.1)
+            if (now := self.cloud.store.status().revision) != revision:
+                revision, since = now, time.monotonic()
+        return revision
+
+    def written(self, since: int, until: int) -> Counter[str]:
+        """Return how often keys were put and deleted between two revisions, by the first part of their names."""
+        etcdctl = subprocess.Popen(
+            [
+                *("etcdctl", "--endpoints", self.settings.etcd.endpoints[0], "--write-out", "json"),
+                *("watch", "--prefix", "/", "--rev", str(since + 1)),
+            ],
+            env={**os.environ, "ETCDCTL_API": "3"},
+            stdout=subprocess.PIPE,
+        )
+        found: Counter[str] = Counter()
+        try:
+            assert etcdctl.stdout is not None
+            store, mark = self.cloud.store, f"/names/bench/{uuid4()}"
+            store.commit([absent(mark)], [Put(mark, Name(uuid=mark, name=mark))])  # then the watch is at its end
+            for line in etcdctl.stdout:
+                for event in json.loads(line)["Events"]:
+                    kv = event["kv"]
+                    key = base64.b64decode(kv["key"]).decode()
+                    if key == mark:
+                        store.commit([], [Delete(mark)])
+                        return found
+                    if kv["mod_revision"] <= until:
+                        verb = "deleted" if event.get("type") == 1 else "put"
+                        found[f"/{key.split('/')[1]} {verb}"] += 1
+            raise AssertionError("etcdctl does not watch")
+        finally:
+            etcdctl.kill()
+            etcdctl.wait()
+
     def host_pid(self) -> int:
         host = self.embedded.host
         assert host is not None
@@ -303,4 +373,5 @@ FIGURES: dict[str, Callable[[OneHost], list[Figure]]] = {
     "claims": OneHost.claims,
     "memory": OneHost.memory,
     "idle": OneHost.idle,
+    "writes": OneHost.writes,
 }
