@@ -59,6 +59,7 @@ class Assigned:
 
     Args:
         mod_revision: of its key.
+        vnis: of its networks that have a bridge of ours here: one that is an operator's bridge itself has none.
         taps: the devices that its guest has while it runs.
         is_waiting: nothing is to be here yet: its gang is not committed, or its image is on its way.
     """

@@ -83,7 +83,7 @@ class Looker:
         return Assigned(
             role=assignment.role,
             mod_revision=item.mod_revision,
-            vnis=frozenset(interface.vni for interface in assignment.spec.interfaces),
+            vnis=frozenset(i.vni for i in assignment.spec.interfaces if i.physical is None or i.vlan is not None),
             taps=self._actuator.taps(assignment),
             is_waiting=is_fetching or is_in_gang,
         )

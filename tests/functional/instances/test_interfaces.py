@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from msgspec import structs
 
+from ecompute.audit.compare import suspects
 from ecompute.cluster import keys
 from ecompute.cluster.addressing import mac_address
 from ecompute.cluster.documents import (
@@ -262,6 +263,7 @@ def test_an_interface_on_a_physical_network_is_on_the_operators_bridge(world: Wo
     assert {one.tap: one.bridge for one in found.interfaces} == {tap(old): "ecb000001", tap(new): "br0"}
     assert world.host.links.outlets == {tap(new): "br0"}
     assert world.host.filter.present() == {1, 2}
+    world.eventually(lambda: suspects(world.host.look()) == frozenset(), timeout_s=WAIT_S)
     world.ask(old)
     world.wait_reported()
     assert world.host.filter.present() == {1}
@@ -275,6 +277,7 @@ def test_on_a_vlan_it_is_on_a_bridge_of_ours(world: World) -> None:
     found = world.host.hypervisor.get(world.uuid)
     assert {one.tap: one.bridge for one in found.interfaces}[tap(new)] == "ecb000002"
     assert world.vnis() == {1, 2}
+    world.eventually(lambda: suspects(world.host.look()) == frozenset(), timeout_s=WAIT_S)
     world.ask(old)
     world.wait_reported()
     assert world.vnis() == {1}
@@ -324,3 +327,63 @@ def test_what_a_killed_daemon_has_not_told_is_told_by_the_next_one(world: World,
         path.write_bytes(before)
     world.host = world.start(world.host)
     world.eventually(lambda: path.exists() and path.read_bytes() == told, timeout_s=WAIT_S)
+
+
+def arrival(vni: int, number: int) -> list[Put]:
+    """Return what is written when a guest on another host joins the network with that VNI."""
+    network, made, other = f"00000000-0000-0000-0000-{vni:012x}", str(uuid.uuid4()), str(uuid.uuid4())
+    port = Port(
+        interface_uuid=made,
+        instance_uuid=str(uuid.uuid4()),
+        provider=other,
+        epoch=1,
+        mac=mac_address(made),
+        addresses=(f"10.0.0.{number}/24",),
+    )
+    member = NetworkHost(provider=other, underlay=f"198.18.0.{number}")
+    return [Put(keys.port(network, made), port), Put(keys.network_host(network, other), member)]
+
+
+def peers(world: World, vni: int) -> set[str]:
+    return {peer for _, peer in world.host.links.found(vni).entries}
+
+
+@pytest.fixture
+def two(world: World) -> World:
+    """It has an interface on network 2 besides."""
+    world.ask(first(world), world.interface(2))
+    world.wait_reported()
+    return world
+
+
+def test_what_nobody_foresaw_in_one_network_keeps_no_other_from_its_changes(
+    two: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    apply = two.host.links.apply
+
+    def fails_for_one(change: Any) -> None:
+        if getattr(change, "vni", None) == 1:
+            raise AttributeError("nobody foresaw this")
+        apply(change)
+
+    monkeypatch.setattr(two.host.links, "apply", fails_for_one)
+    two.store.commit([], [*arrival(1, 70), *arrival(2, 70)])
+    two.eventually(lambda: "198.18.0.70" in peers(two, 2), timeout_s=WAIT_S)
+    assert "198.18.0.70" not in peers(two, 1)
+    monkeypatch.undo()
+    two.eventually(lambda: "198.18.0.70" in peers(two, 1), timeout_s=WAIT_S)
+
+
+def test_a_change_of_one_network_has_no_other_looked_at(two: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    two.eventually(lambda: two.vnis() == {1, 2}, timeout_s=WAIT_S)
+    found, looked_at = two.host.links.found, set()
+
+    def noted(vni: int, *args: Any, **others: Any) -> Any:
+        looked_at.add(vni)
+        return found(vni, *args, **others)
+
+    monkeypatch.setattr(two.host.links, "found", noted)
+    for number in range(80, 90):
+        two.store.commit([], arrival(1, number))
+        two.eventually(lambda peer=f"198.18.0.{number}": peer in {p for _, p in found(1).entries}, timeout_s=WAIT_S)
+    assert 2 not in looked_at
