@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from ipaddress import AddressValueError, IPv4Address
 
 from msgspec.structs import replace
@@ -166,13 +166,13 @@ class GatewayReconciler:
         if any(one.transit is not None for one in self._memory.all().values()):
             self._keep_egress(None)
 
-    def sweep(self, used: Collection[int]) -> None:
-        """Take away what no network but ``used`` would need and no other call finds.
+    def served(self) -> frozenset[int]:
+        """Return the VNIs of networks that the metadata service knows, whatever else is there of them.
 
         Raises:
-            NetworkError: something could not be removed.
+            NetworkError: it does not answer.
         """
-        self._metadata.sweep(used)
+        return self._metadata.served()
 
     def present(self) -> frozenset[int]:
         """Return the VNIs of which something of ours is there."""

@@ -91,7 +91,7 @@ class Memberships:
         self._vnis: dict[str, int] = {}
         self._follows: dict[str, tuple[Follow[Port], Follow[NetworkHost]]] = {}
         self._marked: set[str] = set()
-        self._busy: dict[str, threading.Lock] = {}
+        self._busy: dict[int, threading.Lock] = {}
         self._admitted: dict[str, Tap] = {}
         self._admitting = threading.Lock()
         self._is_admission_due = True
@@ -105,7 +105,7 @@ class Memberships:
         self._is_converging = False
         self._pause = Retries("network-pause", lambda _: self._periodic.wake())
         self._scan_period_s = scan_period_s
-        self._scan_at = time.monotonic() + scan_period_s
+        self._scan_at = 0.0
         self._periodic = Periodic(
             "networks", self._converge_marked, period_s=scan_period_s, jitter_s=scan_period_s / 10
         )
@@ -152,7 +152,7 @@ class Memberships:
         try:
             self._converge(interface.network_uuid, is_required=True, needs_gateway=is_new, is_scan=True)
         except CloudError as error:
-            with self._serial(interface.network_uuid):
+            with self._serial(interface.vni):
                 if self._unuse(interface.network_uuid, instance_uuid) and not isinstance(error, OnHold):
                     self._try_down(interface.vni)
             raise
@@ -246,7 +246,7 @@ class Memberships:
         self._leave(instance_uuid, interface.network_uuid, interface.vni)
 
     def _leave(self, instance_uuid: str, uuid: str, vni: int) -> None:
-        with self._serial(uuid):
+        with self._serial(vni):
             with self._lock:
                 is_user = instance_uuid in self._users.get(uuid, ())
             if not self._unuse(uuid, instance_uuid):
@@ -264,20 +264,23 @@ class Memberships:
         """
         if self._is_held():
             return
-        with self._lock:
-            used = set(self._vnis.values()) | assigned
         # Only what this daemon has brought up: another's on this machine is not its own to remove.
         known = {int(path.name) for path in self._memory.iterdir() if path.name.isdigit()}
         try:
-            self._gateways.sweep(used)
+            known |= self._gateways.served()
         except NetworkError as error:
             log.warning("what the metadata service was left with stays: %s", error)
-        for vni in known - used:
-            try:
-                if self._take_down(vni, is_sure=False):
-                    log.info("removed what was left of network %d", vni)
-            except NetworkError as error:
-                log.warning("what is left of network %d stays: %s", vni, error)
+        for vni in known - assigned:
+            with self._serial(vni):
+                with self._lock:
+                    is_used = vni in self._vnis.values()
+                if is_used:
+                    continue
+                try:
+                    if self._take_down(vni, is_sure=False):
+                        log.info("removed what was left of network %d", vni)
+                except NetworkError as error:
+                    log.warning("what is left of network %d stays: %s", vni, error)
 
     def _take_down(self, vni: int, *, is_sure: bool) -> bool:
         """Remove what is there of a network; return whether that was anything.
@@ -379,7 +382,7 @@ class Memberships:
     def _converge_marked(self) -> None:
         with self._lock:
             began = time.monotonic()
-            is_scan = not self._marked or began >= self._scan_at
+            is_scan = began >= self._scan_at
             marked = set(self._users) if is_scan else self._marked
             suspect = self._suspect & marked
             self._suspect -= suspect
@@ -387,7 +390,8 @@ class Memberships:
             self._is_converging = True
         try:
             if is_scan:
-                self._scan_at = began + self._scan_period_s
+                # What wakes us for it comes up to a tenth early.
+                self._scan_at = began + self._scan_period_s * 0.85
             if is_scan or self._is_admission_due:
                 self._admit_again()
             for uuid in sorted(marked):
@@ -395,6 +399,10 @@ class Memberships:
                     self._converge(uuid, is_scan=is_scan or uuid in suspect)
                 except CloudError as error:
                     log.warning("network %s is not as it should be: %s", uuid, error)
+                    self._retries.later(uuid, RETRY_S)
+                except Exception:
+                    # One network must not keep the others from theirs.
+                    log.exception("network %s is not as it should be", uuid)
                     self._retries.later(uuid, RETRY_S)
         finally:
             ended = time.monotonic()
@@ -411,11 +419,15 @@ class Memberships:
             if is_required:
                 raise OnHold(f"network {uuid} is not brought up: this host is on hold")
             return
-        with self._serial(uuid):
+        with self._lock:
+            vni = self._vnis.get(uuid)
+        if vni is None:
+            return
+        with self._serial(vni):
             with self._lock:
-                if uuid not in self._users:
+                if self._vnis.get(uuid) != vni:
                     return
-                follows, vni = self._follows[uuid], self._vnis[uuid]
+                follows = self._follows[uuid]
             network = self._store.get(keys.network(uuid), Network)
             if network is not None and network.value.vni != vni:
                 raise NetworkError(f"network {uuid} has VNI {network.value.vni}, and the assignment says {vni}")
@@ -470,6 +482,7 @@ class Memberships:
             self._is_admission_due = True
             self._retries.later("", RETRY_S)
 
-    def _serial(self, uuid: str) -> threading.Lock:
+    def _serial(self, vni: int) -> threading.Lock:
+        """Return what is held while something of that network is brought up, changed or taken down."""
         with self._lock:
-            return self._busy.setdefault(uuid, threading.Lock())
+            return self._busy.setdefault(vni, threading.Lock())

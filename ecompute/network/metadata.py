@@ -75,11 +75,11 @@ class Metadata(Protocol):
             NetworkError: the service does not let go of it.
         """
 
-    def sweep(self, used: Collection[int]) -> None:
-        """Serve no other network than ``used``: a daemon may have died while it left one.
+    def served(self) -> frozenset[int]:
+        """Return the networks of which something is there: a daemon may have died while it left one.
 
         Raises:
-            NetworkError: as `leave`.
+            NetworkError: the service does not answer.
         """
 
     def close(self) -> None:
@@ -98,9 +98,8 @@ class FakeMetadata:
     def leave(self, vni: int) -> None:
         self.callers.pop(vni, None)
 
-    def sweep(self, used: Collection[int]) -> None:
-        for vni in self.callers.keys() - set(used):
-            self.leave(vni)
+    def served(self) -> frozenset[int]:
+        return frozenset(self.callers)
 
     def close(self) -> None:
         pass
@@ -154,17 +153,18 @@ class HostMetadata:
                         self._end(service)
         told.callers_file(self._directory, vni).unlink(missing_ok=True)
 
-    def sweep(self, used: Collection[int]) -> None:
+    def served(self) -> frozenset[int]:
         found = {int(path.stem, 16) for path in self._directory.glob("[0-9a-f]" * 6 + ".json")}
         with self._busy:
             service = self._reached()
             if service is not None:
                 with service:
                     found |= _ask(service, handing.List()).keys()
-                    if not used and not found:
+                    with self._lock:
+                        is_idle = not found and not self._namespaces
+                    if is_idle:
                         self._end(service)
-        for vni in found - set(used):
-            self.leave(vni)
+        return frozenset(found)
 
     def close(self) -> None:
         self._retries.close()

@@ -81,6 +81,9 @@ class NetworkReconciler:
                     self._apply(changes)
                 except NetworkError:  # it is not as it was left
                     del self._left[wanted.vni]
+                except BaseException:
+                    del self._left[wanted.vni]
+                    raise
                 else:
                     self._leave(wanted, found, changes)
                     return changes

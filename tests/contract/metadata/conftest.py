@@ -37,4 +37,7 @@ def make_metadata(net: Net) -> Iterator[Callable[[], HostMetadata]]:
     yield make
     for one in made:
         one.close()
-    HostMetadata(net.state).sweep(())
+    last = HostMetadata(net.state)
+    for vni in last.served():
+        last.leave(vni)
+    last.served()  # ends one that serves nobody

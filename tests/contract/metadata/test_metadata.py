@@ -186,11 +186,12 @@ def test_a_device_made_anew_gets_new_sockets_at_the_scan(net: Net, make_metadata
     )["uuid"] == net.b.uuid  # fmt: skip
 
 
-def test_what_a_killed_daemon_has_left_is_swept(net: Net, make_metadata: Make) -> None:
+def test_what_a_killed_daemon_has_left_is_known_to_the_next_one(net: Net, make_metadata: Make) -> None:
     serve(make_metadata(), net)
-    make_metadata().sweep({VNI})
+    assert make_metadata().served() == {VNI}
     assert is_answered(net.a)
-    make_metadata().sweep(())
+    make_metadata().leave(VNI)
+    assert make_metadata().served() == frozenset()
     assert not (told.directory_of(net.state) / told.SOCKET).exists()
     assert list(told.directory_of(net.state).glob("*.json")) == []
 
