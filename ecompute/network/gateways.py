@@ -127,6 +127,7 @@ class HostGateways:
 
     def close(self) -> None:
         self._deaths.close()
+        self._outside.close()
 
     def session(self) -> AbstractContextManager[None]:
         return netlink.opened()

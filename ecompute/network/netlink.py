@@ -23,6 +23,9 @@ from pyroute2.netlink.exceptions import NetlinkError
 from ecompute.cluster.errors import NetworkError
 
 IFF_UP = 0x1
+IFF_NOARP = 0x80
+ARPHRD_ETHER = 1
+"""include/uapi/linux/if_arp.h"""
 PERMANENT = 0x80
 """NUD_PERMANENT: include/uapi/linux/neighbour.h"""
 PROXY = 0x08
@@ -105,6 +108,11 @@ def index(name: str) -> int:
 def kind(link: Any) -> str:
     """Return the kind of a device, or that it has none (a physical one)."""
     return str(link.get_nested("IFLA_LINKINFO", "IFLA_INFO_KIND") or "physical")
+
+
+def has_arp(link: Any) -> bool:
+    """Whether neighbours are found on a device by ARP: in tunnels of IP packets (tun, WireGuard, ppp) are none."""
+    return link["ifi_type"] == ARPHRD_ETHER and not link["flags"] & IFF_NOARP
 
 
 def permanent(netlink: Any, device_index: int) -> list[tuple[str, str]]:

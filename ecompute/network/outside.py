@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import os
 import socket
-import threading
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 from ecompute.network import netlink, netns
-from ecompute.network.announce import announce
+from ecompute.network.announce import Announcer
 from ecompute.network.gateway import HOST_TRANSIT, mac_of
 from ecompute.network.gateway_terms import (
     AddPair,
@@ -77,8 +76,10 @@ class Outside:
     """Remembers what was announced, by which device; the rest is read each time."""
 
     def __init__(self) -> None:
-        self._announced: dict[tuple[str, str], tuple[int, str]] = {}
-        self._lock = threading.Lock()
+        self._announcer = Announcer()
+
+    def close(self) -> None:
+        self._announcer.close()
 
     def ends(self, rtnetlink: Any, vni: int) -> dict[str, Seen]:
         """Return the outer ends by the names of their inner ones; whether they are paired is not known here."""
@@ -119,21 +120,19 @@ class Outside:
             return frozenset(), frozenset()
         links = {name: netlink.device(rtnetlink, name) for name in {device for _, device in known}}
         indexes = {link["index"]: name for name, link in links.items() if link is not None}
-        there = {
+        there = frozenset(
             (str(entry.get_attr("NDA_DST")), indexes[entry["ifindex"]])
             for entry in rtnetlink.neigh("dump", dump_filter=None, family=socket.AF_INET, flags=netlink.PROXY)
             if entry["ifindex"] in indexes
-        }
+        )
         now = {name: _identity(link) for name, link in links.items() if link is not None}
-        with self._lock:
-            announced = {one for one, by in self._announced.items() if now.get(one[1]) == by}
-        return frozenset(there & set(known)), frozenset(there & announced)
+        return there & frozenset(known), there & self._announcer.announced(now)
 
     def apply(self, rtnetlink: Any, change: Change, namespace: str) -> None:
         """Make one change.
 
         Raises:
-            NetworkError: there is no namespace for an inner end, or nothing can be announced.
+            NetworkError: there is no namespace for an inner end.
             NetlinkError, OSError: the kernel refused it.
         """
         match change:
@@ -178,19 +177,17 @@ class Outside:
                     "replace", dst=f"{address}/32", gateway=transit, oif=oif, flags=_ON_LINK, proto=netlink.STATIC
                 )
             case DropHostRoute(vni, address):
+                self._announcer.forget(address)
                 with netlink.gone_is_fine():
                     oif = netlink.index(uplink_name(vni))
                     rtnetlink.route("del", dst=f"{address}/32", oif=oif, scope=netlink.ANY_SCOPE)
             case PutProxy(_, address, device):
                 rtnetlink.neigh("replace", ifindex=netlink.index(device), dst=address, flags=netlink.PROXY)
                 link = netlink.device(rtnetlink, device)
-                if link is not None:
-                    announce(address, device, link.get_attr("IFLA_ADDRESS"))
-                    with self._lock:
-                        self._announced[address, device] = _identity(link)
+                if link is not None and netlink.has_arp(link):
+                    self._announcer.announce(address, device, *_identity(link))
             case DropProxy(_, address, device):
-                with self._lock:
-                    self._announced.pop((address, device), None)
+                self._announcer.forget(address, device)
                 with netlink.gone_is_fine():
                     rtnetlink.neigh("del", ifindex=netlink.index(device), dst=address, flags=netlink.PROXY)
 

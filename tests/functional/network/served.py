@@ -247,6 +247,8 @@ class Host:
         self.ledger = Ledger()
         self.filter = NftFilter(self.ledger)
         self.changes: list[Any] = []
+        self.egress: str | None = None
+        """As configured; None: the device of the default route."""
         self.restart()
 
     def restart(self) -> None:
@@ -259,7 +261,7 @@ class Host:
     def reconciler(self, on_change: Callable[[Any], None] | None = None) -> GatewayReconciler:
         return GatewayReconciler(
             HostGateways(self.provider, self.directory / "networks"),
-            HostEgress(None, self.directory / "egress.json", ledger=self.ledger),
+            HostEgress(self.egress, self.directory / "egress.json", ledger=self.ledger),
             self.provider,
             GatewayMemory(self.directory / "memory"),
             upstream=lambda: (INTERNET,),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -9,7 +11,9 @@ from typing import Any
 
 import pytest
 from msgspec.structs import replace
-from served import INTERNET, PORT, QUIET_S, Guest, Host, World, asks, pings, serving, wait_for
+from served import INTERNET, PORT, QUIET_S, Guest, Host, World, asks, dnsmasqs, pings, serving, wait_for
+
+from ecompute.network.announce import frames
 
 FLOATING, OTHER = "203.0.113.50", "203.0.113.60"
 ROUTED = "203.0.113.70"
@@ -203,6 +207,75 @@ def test_it_moves_with_its_guest_and_is_announced_by_the_new_host(world: World, 
     assert FLOATING not in first.space("route show") + first.space("neighbour show proxy")
     assert keeper.ping(FLOATING)
     assert other.ping(FLOATING)
+
+
+def test_a_neighbour_that_hears_of_the_host_before_once_more_ends_with_the_new_one(
+    world: World, services: ExitStack
+) -> None:
+    first, second = world.hosts
+    add(second, services, "web", 5, floating=FLOATING)
+    assert pings(world.internet, FLOATING)
+    # The guest has just come from the first host, which answers until it has heard of that.
+    old, new = first.space.mac("eth0"), second.space.mac("eth0")
+    with first.space.entered(), socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as wire:
+        wire.bind(("eth0", 0))
+
+        def is_taken_in() -> bool:
+            wire.send(frames(FLOATING, old)[1])
+            return old in world.internet(f"neighbour show {FLOATING}")
+
+        wait_for(is_taken_in, "the first host is believed")
+    wait_for(lambda: new in world.internet(f"neighbour show {FLOATING}"), "it was announced again", timeout_s=20)
+    assert pings(world.internet, FLOATING)
+
+
+def test_an_address_that_has_gone_is_not_announced_again(world: World, services: ExitStack) -> None:
+    host = world.hosts[0]
+    guest = add(host, services, "web", 5, floating=FLOATING)
+    add(host, services, "db", 6, floating=OTHER)
+    world.change(guest, floating=None)
+    with world.internet.entered():
+        wire = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0806))
+    with wire:
+        wire.settimeout(20)
+        heard: set[str] = set()
+        while OTHER not in heard:
+            heard.add(socket.inet_ntoa(wire.recv(100)[28:32]))
+    assert FLOATING not in heard
+
+
+def test_guests_are_served_while_the_egress_device_is_down(world: World, services: ExitStack) -> None:
+    host = world.hosts[0]
+    host.space.veth("out", world.internet, "second")
+    world.internet("link set second master wan up")
+    host.egress = "out"
+    host.restart()
+    guest = add(host, services, "web", 5, floating=FLOATING)
+    assert guest.dhcp()["ip"] == "10.0.0.5"
+    for pid in dnsmasqs(host.directory):
+        os.kill(pid, signal.SIGKILL)
+    host.restart()
+    host.ensure(world.network)
+    other = add(host, services, "db", 6)
+    assert other.dhcp()["ip"] == "10.0.0.6"
+    assert other.resolve("web") == ["10.0.0.5", "fd00:1::5"]
+    host.space("link set out up")
+    host.space("address add 203.0.113.33/24 dev out")
+    wait_for(lambda: pings(world.internet, FLOATING, timeout_s=1), "it is reached by the device that is up again")
+
+
+def test_where_nobody_asks_for_addresses_they_lead_in_all_the_same(world: World, services: ExitStack) -> None:
+    host = world.hosts[0]
+    host.space("tuntap add out mode tun")
+    host.space("link set out up")
+    host.egress = "out"
+    host.restart()
+    guest = add(host, services, "web", 5, floating=FLOATING)
+    other = add(host, services, "db", 6)
+    assert guest.dhcp()["ip"] == "10.0.0.5"
+    assert other.ask(FLOATING) == "10.0.0.1"
+    assert host.space("neighbour show proxy") == ""
+    assert host.ensure(world.network) == ()
 
 
 def test_another_mac_of_the_egress_device_is_announced(world: World, services: ExitStack) -> None:
