@@ -37,6 +37,7 @@ PROGRAMS = {
 """What is run, and the Debian package that brings it."""
 
 LOW_DISK_GB = 5
+ARPHRD_ETHER, IFF_NOARP = 1, 0x80  # include/uapi/linux/if_arp.h, if.h
 CAP_NET_ADMIN = 12
 
 
@@ -81,6 +82,8 @@ class Found:
     """Those of the configured bridges that are none."""
     is_egress_here: bool = True
     """Whether the configured egress device is there."""
+    has_egress_arp: bool = True
+    """Whether others on the egress device ask for addresses by ARP."""
     dropping: tuple[str, ...] = ()
     """Chains of others that drop what is forwarded, unless one of their rules lets it pass."""
     resolvers: tuple[str, ...] = ("192.0.2.53",)
@@ -208,13 +211,14 @@ def _bridge(found: Found, bridge: str) -> Result:
 
 def _egress(found: Found, config: Config) -> Result:
     name = "egress"
+    no_arp = "" if found.has_egress_arp else " has no ARP: floating addresses need an egress device that has"
     if config.egress is None:
         if found.has_default_route:
-            return Result(name, note="the device of the default route")
+            return Result(name, note=f"the device of the default route{no_arp}")
         return Result(name, note="there is no default route: guests do not get out; set egress in compute.yaml")
     if not found.is_egress_here:
         return Result(name, f"there is no device {config.egress}; set another egress")
-    return Result(name, note=config.egress)
+    return Result(name, note=f"{config.egress}{no_arp}")
 
 
 def _forwarding(found: Found) -> Result:
@@ -279,12 +283,13 @@ def look(config: Config) -> Found:
         measured=measured,
         free_disk_gb=_free_gb(config.state_dir),
         bridge_filters=_bridge_filters_on(),
-        has_default_route=_has_default_route(),
+        has_default_route=_default_device() is not None,
         is_underlay_here=config.underlay is None or _is_here(config.underlay),
         missing_bridges=frozenset(
             bridge for bridge in _bridges(config) if not Path("/sys/class/net", bridge, "bridge").is_dir()
         ),
         is_egress_here=config.egress is None or Path("/sys/class/net", config.egress).exists(),
+        has_egress_arp=_has_arp(config.egress or _default_device()),
         dropping=_dropping(),
         resolvers=upstream(config.dns),
         files={path: problem for path, problem in _files(config) if problem},
@@ -367,12 +372,24 @@ def _said(*command: str) -> str:
     return ""
 
 
-def _has_default_route() -> bool:
+def _default_device() -> str | None:
+    """Return the device of the default route, if there is one."""
     try:
         lines = Path("/proc/net/route").read_text(encoding="ascii").splitlines()[1:]
     except OSError:
-        return False
-    return any(fields[1] == fields[7] == "00000000" for fields in map(str.split, lines) if len(fields) > 7)
+        return None
+    routes = (fields for fields in map(str.split, lines) if len(fields) > 7)
+    return next((fields[0] for fields in routes if fields[1] == fields[7] == "00000000"), None)
+
+
+def _has_arp(device: str | None) -> bool:
+    """Whether neighbours are found on a device by ARP; of one that is not there nothing is said."""
+    try:
+        about = Path("/sys/class/net", device or "")
+        kind, flags = ((about / name).read_text(encoding="ascii") for name in ("type", "flags"))
+    except OSError:
+        return True
+    return int(kind) == ARPHRD_ETHER and not int(flags, 16) & IFF_NOARP
 
 
 def _is_here(address: str) -> bool:

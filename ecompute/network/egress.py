@@ -134,6 +134,13 @@ class Egress(Protocol):
             NetworkError: it cannot be said.
         """
 
+    def is_wire(self, device: str) -> bool:
+        """Whether others on ``device`` ask for addresses (ARP): nobody does in a tunnel of IP packets.
+
+        Raises:
+            NetworkError: it cannot be said.
+        """
+
     def is_router(self, device: str) -> bool:
         """Whether this host forwards whatever comes in by ``device``, and not for us."""
 
@@ -184,6 +191,11 @@ class HostEgress:
             names = dict(socket.if_nameindex())
             name = next((names.get(route.get_attr("RTA_OIF")) for route in routes), None)
             return None if name is None or name == "lo" or name.startswith(UPLINK_PREFIX) else name
+
+    def is_wire(self, device: str) -> bool:
+        with netlink.trying("looking at the egress device"), netlink.opened() as rtnetlink:
+            link = netlink.device(rtnetlink, device)
+            return link is not None and netlink.has_arp(link)
 
     def is_router(self, device: str) -> bool:
         before = self._before()

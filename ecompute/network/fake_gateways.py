@@ -49,6 +49,8 @@ class FakeGateways:
         self.applied: list[GatewayChange] = []
         self.bridges: Callable[[int], bool] = lambda vni: True
         """Whether there is a bridge of a network."""
+        self.refuses: Callable[[GatewayChange], bool] = lambda change: False
+        """Whether the kernel refuses a change."""
         self._indexes: dict[int, int] = {}
         self._lock = threading.RLock()
         self._tell: Callable[[int], None] = lambda vni: None
@@ -97,6 +99,7 @@ class FakeGateways:
                 found = self.networks.get(change.vni, FoundGateway(vni=change.vni))
                 if isinstance(change, _INSIDE) and not found.has_namespace:
                     raise NetworkError(f"applying {change}: there is no namespace")
+                _require(change, not self.refuses(change), "Operation not permitted")
                 self.networks[change.vni] = self._applied(change, found)
                 self.applied.append(change)
                 if len(self.applied) > APPLIED_KEPT:
@@ -209,11 +212,17 @@ class FakeEgress:
 
     def __init__(self, device: str | None = "egress0") -> None:
         self.name = device
+        self.has_arp = True
+        self.refuses = False
+        """Whether the kernel refuses the rules."""
         self.rules: HostRules | None = None
         self.routes: frozenset[str] = frozenset()
 
     def device(self) -> str | None:
         return self.name
+
+    def is_wire(self, device: str) -> bool:
+        return self.has_arp
 
     def is_router(self, device: str) -> bool:
         return False
@@ -222,6 +231,8 @@ class FakeEgress:
         return self.routes
 
     def ensure(self, rules: HostRules) -> None:
+        if self.refuses:
+            raise NetworkError("nft refused the rules: Operation not permitted")
         self.rules = rules
 
     def remove(self) -> None:

@@ -20,6 +20,7 @@ Any thread may call this.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address
 
@@ -214,26 +215,52 @@ def _four(text: str) -> str | None:
 # --- plan ----------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Parts:
+    """The changes, in the order in which they are made. A part that fails keeps no other from being of use, but for
+    ``base``, which ``service`` and ``way_out`` stand on."""
+
+    less: tuple[GatewayChange, ...] = ()
+    """What is not this host's any more."""
+    base: tuple[GatewayChange, ...] = ()
+    """The namespace, all that is in it, and its way to the guests."""
+    service: tuple[GatewayChange, ...] = ()
+    """dnsmasq."""
+    way_out: tuple[GatewayChange, ...] = ()
+    """The uplink's outer end, and all that hangs on it: nothing passes there before."""
+
+    def all(self) -> tuple[GatewayChange, ...]:
+        return (*self.less, *self.base, *self.service, *self.way_out)
+
+
 def plan(wanted: WantedGateway | None, found: FoundGateway, egress: str | None = None) -> tuple[GatewayChange, ...]:
     """Return the changes that lead from ``found`` to ``wanted``; to nothing, if that is None.
 
     Args:
-        egress: the device by which this host leads out, if it has one.
+        egress: the device on which this host answers for addresses from outside, if there is one.
 
     Raises:
         NetworkError: a device has our name and is not ours.
     """
+    if wanted is not None:
+        return plan_parts(wanted, found, egress).all()
     _check_ours(found)
-    if wanted is None:
-        return tuple(_plan_removal(found))
+    return tuple(_plan_removal(found))
+
+
+def plan_parts(wanted: WantedGateway, found: FoundGateway, egress: str | None = None) -> Parts:
+    """Return the same for a gateway that is wanted, so that each part can be tried by itself.
+
+    Raises:
+        NetworkError: as `plan`.
+    """
+    _check_ours(found)
     assert wanted.vni == found.vni
-    return (
-        *_plan_less(wanted, found, egress),
-        *_plan_pairs(wanted, found),
-        *_plan_inside(wanted, found),
-        *_plan_outside(wanted, found, egress),
-        # Last: without it the rest is of use all the same.
-        *_plan_service(wanted, found),
+    return Parts(
+        less=tuple(_plan_less(wanted, found, egress)),
+        base=(*_plan_pairs(wanted, found), *_plan_inside(wanted, found), *_plan_outer(wanted, found, LAN)),
+        service=tuple(_plan_service(wanted, found)),
+        way_out=() if wanted.uplink is None else tuple(_plan_way_out(wanted, wanted.uplink, found, egress)),
     )
 
 
@@ -332,28 +359,31 @@ def _plan_service(wanted: WantedGateway, found: FoundGateway) -> Iterable[Gatewa
         yield TellService(wanted.vni, files)
 
 
-def _plan_outside(wanted: WantedGateway, found: FoundGateway, egress: str | None) -> Iterable[GatewayChange]:
+def _plan_outer(wanted: WantedGateway, found: FoundGateway, inner: str) -> Iterable[GatewayChange]:
+    vni, mtu = wanted.vni, wanted.mtu_of(inner)
+    outer = found.outer(inner) if _is_intact(found, inner) else None
+    if outer is None or not outer.is_settled or outer.mtu != mtu:
+        yield SettleOuter(vni, inner, mtu)
+    if inner == LAN and (outer is None or not outer.is_attached):
+        yield Attach(vni)
+    if outer is None or not outer.is_up:
+        yield SetOuterUp(vni, inner)
+
+
+def _plan_way_out(
+    wanted: WantedGateway, uplink: WantedUplink, found: FoundGateway, egress: str | None
+) -> Iterable[GatewayChange]:
     vni = wanted.vni
-    for inner in _inner(wanted):
-        outer = found.outer(inner) if _is_intact(found, inner) else None
-        mtu = wanted.mtu_of(inner)
-        if outer is None or not outer.is_settled or outer.mtu != mtu:
-            yield SettleOuter(vni, inner, mtu)
-        if inner == LAN and (outer is None or not outer.is_attached):
-            yield Attach(vni)
-        if outer is None or not outer.is_up:
-            yield SetOuterUp(vni, inner)
-    if wanted.uplink is None:
-        return
+    yield from _plan_outer(wanted, found, UP)
     is_new = found.outer_up is None or not found.outer_up.is_up or not _is_intact(found, UP)
     has_same_mac = found.outer_up is not None and found.outer_up.is_settled
     if is_new or not has_same_mac or not found.is_transit_known:
-        yield PutTransit(vni, wanted.uplink.transit)
+        yield PutTransit(vni, uplink.transit)
     there = frozenset() if is_new else found.host_routes
-    for address in sorted(wanted.uplink.addresses - there):
-        yield PutHostRoute(vni, address, wanted.uplink.transit)
+    for address in sorted(uplink.addresses - there):
+        yield PutHostRoute(vni, address, uplink.transit)
     if egress is not None:
-        for address in sorted(wanted.uplink.addresses):
+        for address in sorted(uplink.addresses):
             if (address, egress) not in found.proxied & found.announced:
                 yield PutProxy(vni, address, egress)
 

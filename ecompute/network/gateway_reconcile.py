@@ -5,6 +5,10 @@ Killed between any two changes, the next call ends in the same place. What canno
 being done, as far as that is of use without it; nothing is undone: who needs the network for a new guest only takes it
 down again.
 
+Guests have DHCP, names and metadata before they have a way out, and whatever becomes of that: what fails of it is
+logged once and tried again, and is no error. It is not opened before the rules are there that keep guests from the
+host.
+
 Where nothing of this host's has changed since the last call, `follow` reads nothing; what somebody else has done
 meanwhile is found by the next `ensure`. A dnsmasq that ends is known at once.
 
@@ -16,12 +20,15 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from ipaddress import AddressValueError, IPv4Address
 
 from msgspec.structs import replace
 
 from ecompute.cluster.documents import Network, NetworkHost, Port
+from ecompute.cluster.errors import CloudError, NetworkError
+from ecompute.cluster.retries import Retries
 from ecompute.guest import told
 from ecompute.network import gateway
 from ecompute.network.egress import Egress, HostRules
@@ -29,6 +36,8 @@ from ecompute.network.gateway_memory import GatewayMemory, Remembered
 from ecompute.network.gateway_terms import GatewayChange, WantedGateway
 from ecompute.network.gateways import Gateways, OnChange
 from ecompute.network.metadata import Metadata
+
+RETRY_S = 5.0
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +77,7 @@ class GatewayReconciler:
         """What the last call has left of a network's gateway."""
         self._said: dict[str, str] = {}
         self._on_damage: Callable[[int], None] = lambda vni: None
+        self._retries = Retries("way-out-retries", lambda vni: self._on_damage(int(vni)))
         gateways.on_death(self._died)
 
     def on_damage(self, tell: Callable[[int], None]) -> None:
@@ -75,6 +85,7 @@ class GatewayReconciler:
         self._on_damage = tell
 
     def close(self) -> None:
+        self._retries.close()
         self._gateways.close()
         self._metadata.close()
 
@@ -84,7 +95,8 @@ class GatewayReconciler:
         """Make the gateway of ``network`` what it is to be here, and return the changes that this took.
 
         Raises:
-            NetworkError: a device with our name is not ours, or something could not be done.
+            NetworkError: a device with our name is not ours, or something could not be done that guests need also
+                where nothing leads out.
         """
         with self._gateways.session():
             return self._ensure(network, ports, list(hosts))
@@ -96,26 +108,56 @@ class GatewayReconciler:
         self._left.pop(vni, None)
         transit = self._transit(network, ports)
         wanted = self._wanted(network, ports, transit)
-        device = self._egress.device() if transit is not None else None
+        wrong: list[CloudError] = []
+        closed: list[CloudError] = []
+        """What keeps the way out closed."""
         known = self._memory.of(vni)
         addresses = frozenset() if wanted.uplink is None else wanted.uplink.addresses
-        proxied = frozenset((address, device) for address in addresses if device is not None)
+        device, wire = None, None
+        with _collected(closed):
+            device = self._egress.device() if transit is not None else None
+            wire = device if addresses and device is not None and self._egress.is_wire(device) else None
+        is_device_known = not closed
+        proxied = frozenset((address, wire) for address in addresses if wire is not None)
         remembered = Remembered(
             transit=transit, addresses=addresses, proxied=proxied, underlays=frozenset(_underlays(hosts))
         )
         self._memory.put(vni, replace(remembered, proxied=known.proxied | proxied))
-        if transit is not None:
+        if transit is not None and is_device_known:
             self._say("egress", "" if device is not None else _NO_EGRESS)
-            self._keep_egress(device)
+            with _collected(closed):
+                self._keep_egress(device)
         found = self._gateways.found(vni, wanted.rules, transit, known=known.proxied | proxied)
-        changes = gateway.plan(wanted, found, device)
-        self._gateways.apply(changes, self._on_change)
-        self._memory.put(vni, remembered)
-        if known.transit is not None and transit is None:
-            self._keep_egress(None)
-        self._serve(network, ports, is_scan=True)
-        self._left[vni] = wanted
-        return changes
+        parts = gateway.plan_parts(wanted, found, wire)
+        changes: list[GatewayChange] = []
+        if is_device_known:
+            with _collected(wrong):
+                self._apply(parts.less, changes)
+        self._apply(parts.base, changes)
+        with _collected(wrong):
+            self._apply(parts.service, changes)
+        with _collected(wrong):
+            self._serve(network, ports, is_scan=True)
+        if not closed:
+            with _collected(closed):
+                self._apply(parts.way_out, changes)
+        if not wrong and not closed:
+            self._memory.put(vni, remembered)
+            if known.transit is not None and transit is None:
+                with _collected(closed):
+                    self._keep_egress(None)
+        self._say(f"the way out of network {network.uuid}", "; ".join(str(error) for error in closed))
+        if closed:
+            self._retries.later(str(vni), RETRY_S)
+        if wrong:
+            raise wrong[0] if len(wrong) == 1 else NetworkError("; ".join(str(error) for error in wrong))
+        if not closed:
+            self._left[vni] = wanted
+        return tuple(changes)
+
+    def _apply(self, part: Sequence[GatewayChange], changes: list[GatewayChange]) -> None:
+        changes += part
+        self._gateways.apply(part, self._on_change)
 
     def _serve(self, network: Network, ports: Sequence[Port], *, is_scan: bool = False) -> None:
         namespace = gateway.namespace_name(network.vni, self._provider)
@@ -187,7 +229,7 @@ class GatewayReconciler:
             transit=transit,
             upstream=self._upstream() if network.has_dns else (),
         )
-        self._say(network.uuid, "; ".join(wanted.problems))
+        self._say(f"network {network.uuid}", "; ".join(wanted.problems))
         return wanted
 
     def _transit(self, network: Network, ports: Sequence[Port]) -> str | None:
@@ -232,7 +274,16 @@ class GatewayReconciler:
         if self._said.get(what, "") != text:
             self._said[what] = text
             if text:
-                log.warning("%s: %s", what if what == "egress" else f"network {what}", text)
+                log.warning("%s: %s", what, text)
+
+
+@contextmanager
+def _collected(errors: list[CloudError]) -> Iterator[None]:
+    """Go on after an error, and keep it."""
+    try:
+        yield
+    except CloudError as error:
+        errors.append(error)
 
 
 _NO_EGRESS = (

@@ -30,6 +30,7 @@ from ecompute.cluster.documents import (
 from ecompute.cluster.store import Put, Store
 from ecompute.instances import reconciler
 from ecompute.network.filter import FilterState
+from ecompute.network.gateway_terms import PutProxy
 from ecompute.network.terms import DeleteBridge, DeleteVxlan
 
 PROVIDER = "00000000-0000-0000-0000-00000000000a"
@@ -49,7 +50,7 @@ class World:
     generation: int = 0
     host: Any = None
 
-    def interface(self, vni: int, *, mac: str | None = None) -> Interface:
+    def interface(self, vni: int, *, mac: str | None = None, floating: str | None = None) -> Interface:
         """Return a new interface on the network with that VNI, which is there."""
         network, made = f"00000000-0000-0000-0000-{vni:012x}", str(uuid.uuid4())
         interface = Interface(
@@ -67,6 +68,7 @@ class World:
             epoch=1,
             mac=interface.mac,
             addresses=interface.addresses,
+            floating=floating,
         )
         there = Network(
             uuid=network, namespace="system", name="n", vni=vni, cidr="10.0.0.0/24", mtu=1450, created_at=""
@@ -150,6 +152,19 @@ def test_an_interface_comes_with_its_network_and_goes_with_it(world: World) -> N
     assert (world.taps(), world.vnis()) == ({tap(old)}, {1})
     calls = [call for call, _ in world.host.hypervisor.calls if call in ("attach", "detach", "define", "stop")]
     assert calls == ["define", "attach", "detach"]
+
+
+def test_a_guest_is_built_and_served_on_a_host_whose_way_out_is_shut(world: World) -> None:
+    gateways = world.host.gateways
+    gateways.refuses = lambda change: isinstance(change, PutProxy)
+    old, new = first(world), world.interface(2, floating="203.0.113.5")
+    world.ask(old, new)
+    world.wait_reported()
+    assert world.taps() == {tap(old), tap(new)}
+    assert gateways.networks[2].outer_lan.is_attached
+    assert gateways.networks[2].proxied == frozenset()
+    gateways.refuses = lambda change: False
+    world.eventually(lambda: gateways.networks[2].proxied == {("203.0.113.5", "egress0")}, timeout_s=WAIT_S)
 
 
 def test_a_network_stays_for_the_interface_that_is_left_on_it(world: World) -> None:

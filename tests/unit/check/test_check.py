@@ -90,6 +90,13 @@ def test_an_egress_device_is_looked_for_where_one_is_configured_and_missed_where
     assert "guests do not get out" in result("egress", dataclasses.replace(WELL, has_default_route=False)).note
 
 
+def test_an_egress_device_without_arp_is_noted_with_what_it_is_lacking_for() -> None:
+    found = dataclasses.replace(WELL, has_egress_arp=False)
+    assert problems(found, Config(egress="wg0")) == {}
+    assert "wg0 has no ARP: floating addresses need" in result("egress", found, Config(egress="wg0")).note
+    assert "default route has no ARP" in result("egress", found).note
+
+
 def test_what_others_drop_of_what_is_forwarded_is_noted_with_what_to_do() -> None:
     found = dataclasses.replace(WELL, dropping=("table ip filter",))
     assert problems(found) == {}

@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ecompute.cluster.documents import Network, Port
+from ecompute.cluster.errors import NetworkError, Unavailable
+from ecompute.network import gateway_reconcile
+from ecompute.network import gateway_terms as terms
+from ecompute.network.fake_gateways import FakeEgress, FakeGateways
+from ecompute.network.gateway_memory import GatewayMemory
+from ecompute.network.gateway_reconcile import GatewayReconciler
+from ecompute.network.metadata import FakeMetadata
+from ecompute.network.names import UP
+
+VNI, ME = 0x10, "01234567-0000-4000-8000-000000000001"
+FLOATING = "203.0.113.5"
+NETWORK = Network(
+    uuid="n",
+    namespace="system",
+    name="default",
+    cidr="10.0.0.0/24",
+    vni=VNI,
+    mtu=1450,
+    gateway="10.0.0.1",
+    has_dhcp=True,
+    has_nat=True,
+    has_dns=True,
+    created_at="",
+)
+PORT = Port(
+    interface_uuid="i",
+    instance_uuid="v",
+    provider=ME,
+    epoch=1,
+    mac="02:00:00:00:00:05",
+    addresses=("10.0.0.5/24",),
+    floating=FLOATING,
+)
+
+
+class Host:
+    def __init__(self, directory: Path) -> None:
+        self.gateways = FakeGateways(ME)
+        self.egress = FakeEgress()
+        self.metadata = FakeMetadata()
+        self.control_plane: Callable[[], frozenset[str]] = frozenset
+        self.reconciler = GatewayReconciler(
+            self.gateways,
+            self.egress,
+            ME,
+            GatewayMemory(directory),
+            upstream=tuple,
+            control_plane=lambda: self.control_plane(),
+            metadata=self.metadata,
+        )
+
+    def ensure(self) -> tuple[terms.GatewayChange, ...]:
+        return self.reconciler.ensure(NETWORK, [PORT], [])
+
+    def follow(self) -> tuple[terms.GatewayChange, ...]:
+        return self.reconciler.follow(NETWORK, [PORT], [])
+
+    @property
+    def found(self) -> terms.FoundGateway:
+        return self.gateways.networks[VNI]
+
+    def assert_serves(self) -> None:
+        assert self.found.service.is_running
+        assert self.found.outer_lan is not None and self.found.outer_lan.is_up and self.found.outer_lan.is_attached
+        assert VNI in self.metadata.callers
+
+    def assert_leads_out(self) -> None:
+        assert self.found.outer_up is not None and self.found.outer_up.is_up
+        assert self.found.host_routes == {FLOATING}
+        assert self.found.proxied == {(FLOATING, "egress0")}
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Iterator[Host]:
+    host = Host(tmp_path)
+    yield host
+    host.reconciler.close()
+
+
+def _unknown() -> frozenset[str]:
+    raise Unavailable("guests cannot be kept away from etcd")
+
+
+def _refuse(kind: type[Any]) -> Callable[[Host], None]:
+    def act(host: Host) -> None:
+        host.gateways.refuses = lambda change: isinstance(change, kind) and getattr(change, "inner", UP) == UP
+
+    return act
+
+
+def _refuse_rules(host: Host) -> None:
+    host.egress.refuses = True
+
+
+def _forget_control_plane(host: Host) -> None:
+    host.control_plane = _unknown
+
+
+HARMS = {
+    "no proxy": _refuse(terms.PutProxy),
+    "no route": _refuse(terms.PutHostRoute),
+    "no transit": _refuse(terms.PutTransit),
+    "no uplink": _refuse(terms.SetOuterUp),
+    "no rules": _refuse_rules,
+    "no control plane": _forget_control_plane,
+}
+
+
+@pytest.mark.parametrize("harm", HARMS)
+def test_what_fails_of_the_way_out_keeps_no_guest_from_being_served(
+    host: Host, harm: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gateway_reconcile, "RETRY_S", 600)
+    HARMS[harm](host)
+    with caplog.at_level(logging.WARNING):
+        host.ensure()
+        host.follow()
+    host.assert_serves()
+    assert len([line for line in caplog.messages if line.startswith("the way out of network n")]) == 1
+    host.gateways.refuses = lambda change: False
+    host.egress.refuses = False
+    host.control_plane = frozenset
+    host.follow()
+    host.assert_leads_out()
+    assert host.ensure() == ()
+
+
+@pytest.mark.parametrize("harm", ["no rules", "no control plane"])
+def test_without_the_rules_that_guard_the_host_nothing_is_opened(host: Host, harm: str) -> None:
+    HARMS[harm](host)
+    host.ensure()
+    assert host.found.outer_up is None or not host.found.outer_up.is_up
+
+
+def test_what_fails_of_the_way_out_is_tried_again(host: Host, monkeypatch: pytest.MonkeyPatch, eventually: Any) -> None:
+    monkeypatch.setattr(gateway_reconcile, "RETRY_S", 0.01)
+    told: list[int] = []
+    host.reconciler.on_damage(told.append)
+    HARMS["no proxy"](host)
+    host.ensure()
+    eventually(lambda: told == [VNI])
+
+
+def test_a_dnsmasq_that_does_not_start_is_an_error_and_keeps_nothing_else_from_being_done(host: Host) -> None:
+    host.gateways.refuses = lambda change: isinstance(change, terms.StartService)
+    with pytest.raises(NetworkError):
+        host.ensure()
+    host.assert_leads_out()
+    assert VNI in host.metadata.callers
+
+
+def test_on_a_device_without_arp_nothing_is_answered_and_the_rest_works(host: Host) -> None:
+    host.egress.has_arp = False
+    host.ensure()
+    assert (host.found.host_routes, host.found.proxied) == ({FLOATING}, frozenset())
+    host.assert_serves()
+    host.egress.has_arp = True
+    host.ensure()
+    host.assert_leads_out()
+    host.egress.has_arp = False
+    host.ensure()
+    assert host.found.proxied == frozenset()
