@@ -20,7 +20,7 @@ Any thread may call this.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address
 
@@ -262,6 +262,15 @@ def plan_parts(wanted: WantedGateway, found: FoundGateway, egress: str | None = 
         service=tuple(_plan_service(wanted, found)),
         way_out=() if wanted.uplink is None else tuple(_plan_way_out(wanted, wanted.uplink, found, egress)),
     )
+
+
+def told_only(left: WantedGateway, wanted: WantedGateway) -> tuple[GatewayChange, ...] | None:
+    """Return the changes that lead from what was left to ``wanted``; None where it differs in more than names."""
+    if left == wanted:
+        return ()
+    if left.files is None or wanted.files is None or left.files.conf != wanted.files.conf:
+        return None
+    return (TellService(wanted.vni, wanted.files),) if replace(left, files=wanted.files) == wanted else None
 
 
 def _check_ours(found: FoundGateway) -> None:

@@ -167,7 +167,7 @@ class GatewayReconciler:
     def follow(
         self, network: Network, ports: Sequence[Port], hosts: Iterable[NetworkHost]
     ) -> tuple[GatewayChange, ...]:
-        """Do the same, unless nothing that this gateway follows from has changed since the last call.
+        """Do the same, and look at nothing where no more has changed since the last call than what dnsmasq is told.
 
         Raises:
             NetworkError: as `ensure`.
@@ -175,10 +175,18 @@ class GatewayReconciler:
         known = self._memory.of(network.vni)
         left = self._left.get(network.vni)
         if left is not None and known.underlays == frozenset(_underlays(hosts)):
-            transit = self._transit(network, ports)
-            if left == self._wanted(network, ports, transit):
-                self._serve(network, ports)
-                return ()
+            wanted = self._wanted(network, ports, self._transit(network, ports))
+            changes = gateway.told_only(left, wanted)
+            if changes is not None:
+                try:
+                    with self._gateways.session():
+                        self._gateways.apply(changes, self._on_change)
+                except NetworkError as error:
+                    log.info("the gateway of network %d is not as it was left: %s", network.vni, error)
+                else:
+                    self._left[network.vni] = wanted
+                    self._serve(network, ports)
+                    return changes
         return self.ensure(network, ports, hosts)
 
     def remove(self, vni: int) -> tuple[GatewayChange, ...]:

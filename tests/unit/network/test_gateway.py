@@ -14,7 +14,16 @@ from ecompute.network import gateway_terms as terms
 from ecompute.network import names
 from ecompute.network.dnsmasq import Paths
 from ecompute.network.fake_gateways import FakeGateways
-from ecompute.network.gateway import addresses_of, choose_transit, needs_uplink, neighbours_of, plan, routes_of, wanted
+from ecompute.network.gateway import (
+    addresses_of,
+    choose_transit,
+    needs_uplink,
+    neighbours_of,
+    plan,
+    routes_of,
+    told_only,
+    wanted,
+)
 from ecompute.network.gateway_terms import FoundGateway, FoundOuter, GatewayChange, WantedGateway, WantedUplink
 from ecompute.network.names import LAN, UP
 
@@ -284,6 +293,24 @@ def test_a_plan_cut_off_anywhere_is_finished_by_the_next(
     host.gateways.apply(changes[: data.draw(st.integers(0, len(changes)))])
     host.ensure(gateway, egress)
     assert_is(gateway, egress, host)
+
+
+@given(wanteds(), hosts(), egresses)
+def test_where_only_names_differ_telling_them_is_all_there_is_to_do(
+    left: WantedGateway, host: Host, egress: str | None
+) -> None:
+    assert told_only(left, left) == ()
+    assert told_only(left, replace(left, mtu=left.mtu - 1)) is None
+    if left.files is None:
+        return
+    more = replace(left, files=replace(left.files, names=left.files.names + "10.0.0.9 another\n"))
+    changes = told_only(left, more)
+    assert changes == (terms.TellService(VNI, more.files),)
+    host.ensure(left, egress)
+    host.gateways.apply(changes)
+    assert_is(more, egress, host)
+    assert told_only(left, replace(more, files=None)) is None
+    assert told_only(left, replace(more, files=replace(more.files, conf="another"))) is None
 
 
 @given(hosts(), st.data())
