@@ -17,6 +17,7 @@ from dataclasses import replace
 
 from ecompute.cluster.errors import NetworkError
 from ecompute.network import names, terms
+from ecompute.network.alarms import OnDevice
 from ecompute.network.filter import FilterState
 from ecompute.network.present import Device, Kind
 from ecompute.network.terms import FoundBridge, FoundNetwork, FoundPort, FoundVlan, FoundVxlan, Part, Physical
@@ -219,10 +220,10 @@ class FakeAlarms:
     """Nothing is told but what a test says."""
 
     def __init__(self) -> None:
-        self.on_device: Callable[[int], None] = lambda vni: None
+        self.on_device: OnDevice = lambda vni: None
         self.on_rules: Callable[[], None] = lambda: None
 
-    def start(self, on_device: Callable[[int], None], on_rules: Callable[[], None]) -> None:
+    def start(self, on_device: OnDevice, on_rules: Callable[[], None]) -> None:
         self.on_device, self.on_rules = on_device, on_rules
 
     def close(self) -> None:

@@ -20,7 +20,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol, cast, get_args
 
-from ecompute.network import inside, netlink, netns, outside
+from ecompute.network import inside, names, netlink, netns, outside
 from ecompute.network.deaths import Deaths
 from ecompute.network.dnsmasq import Paths
 from ecompute.network.gateway import namespace_name
@@ -38,14 +38,13 @@ from ecompute.network.gateway_terms import (
     StartService,
     StopService,
 )
-from ecompute.network.names import GATEWAY_PREFIX, LAN, UP, UPLINK_PREFIX
+from ecompute.network.names import LAN, UP
 from ecompute.network.nat import TABLE, InsideRules
 from ecompute.network.nft import Kept
 from ecompute.network.present import Device, Kind
 from ecompute.network.service import Services
 
 _INSIDE = get_args(InnerChange)
-_OUTER = re.compile(rf"(?:{GATEWAY_PREFIX}|{UPLINK_PREFIX})([0-9a-f]{{6}})")
 
 OnChange = Callable[[GatewayChange], None]
 
@@ -239,14 +238,12 @@ class HostGateways:
                 self._outside.apply(rtnetlink, cast("outside.Change", change), namespace)
 
     def devices(self) -> frozenset[Device]:
-        devices = (_OUTER.fullmatch(name) for _, name in socket.if_nameindex())
+        devices = ((name, names.vni_of_gateway(name)) for _, name in socket.if_nameindex())
         namespaces = (re.fullmatch(rf"ec-([0-9a-f]{{6}})-{self._suffix}", name) for name in netns.taken())
         mine = [match for match in namespaces if match and netns.identity(match[0]) is not None]
         return frozenset(
-            Device(match[0], kind, int(match[1], 16))
-            for kind, matches in ((Kind.NAMESPACE, mine), (Kind.VETH, devices))
-            for match in matches
-            if match
+            {Device(match[0], Kind.NAMESPACE, int(match[1], 16)) for match in mine}
+            | {Device(name, Kind.VETH, vni) for name, vni in devices if vni is not None}
         )
 
     def _of(self, vni: int) -> _Known:

@@ -98,7 +98,7 @@ class Memberships:
         self._retries = Retries("network-retries", self._mark)
         self._failures: dict[str, str] = {}
         """What was said of a network's gateway that is not as it should be."""
-        self._damaged_at: dict[int, float] = {}
+        self._damaged_at: dict[int | None, float] = {}
         self._suspect: set[str] = set()
         """Networks of which something was damaged: all of each is read again."""
         self._not_before = 0.0
@@ -346,11 +346,11 @@ class Memberships:
             left_s = self._not_before - time.monotonic()
         self._wake_in(left_s)
 
-    def _damaged(self, vni: int) -> None:
-        """Put a network right soon; one that is damaged again and again, at intervals."""
+    def _damaged(self, vni: int | None) -> None:
+        """Put a network right soon (None: all); one that is damaged again and again, at intervals."""
         now = time.monotonic()
         with self._lock:
-            uuids = [uuid for uuid, known in self._vnis.items() if known == vni]
+            uuids = [uuid for uuid, known in self._vnis.items() if vni in (known, None)]
             self._suspect.update(uuids)
             is_again = now < self._damaged_at.get(vni, -RETRY_S) + RETRY_S
             self._damaged_at[vni] = now

@@ -37,7 +37,8 @@ PREFIXES = (BRIDGE_PREFIX, VXLAN_PREFIX, VLAN_PREFIX, TAP_PREFIX)
 """Of what is listed by `links.Links.devices`."""
 
 _TAP = re.compile(rf"{TAP_PREFIX}[0-9a-f]{{11}}")
-_OURS = re.compile(rf"(?:{BRIDGE_PREFIX}|{VXLAN_PREFIX}|{VLAN_PREFIX})([0-9a-f]{{6}})")
+_SEGMENT = re.compile(rf"(?:{BRIDGE_PREFIX}|{VXLAN_PREFIX}|{VLAN_PREFIX})([0-9a-f]{{6}})")
+_GATEWAY = re.compile(rf"(?:{GATEWAY_PREFIX}|{UPLINK_PREFIX})([0-9a-f]{{6}})")
 
 
 def gateway_name(vni: int) -> str:
@@ -72,7 +73,13 @@ def is_tap_name(name: str) -> bool:
 
 def vni_of(device_name: str) -> int | None:
     """Return the VNI in the name of a bridge, VXLAN or VLAN device of ours."""
-    match = _OURS.fullmatch(device_name)
+    match = _SEGMENT.fullmatch(device_name)
+    return int(match[1], 16) if match else None
+
+
+def vni_of_gateway(device_name: str) -> int | None:
+    """Return the VNI in the name of an outer end of a veth pair that leads to a network's namespace."""
+    match = _GATEWAY.fullmatch(device_name)
     return int(match[1], 16) if match else None
 
 

@@ -321,7 +321,7 @@ def test_what_is_damaged_is_put_back_when_it_is_told_not_at_the_next_scan(world:
     host.alarms.on_device(1)
     world.eventually(lambda: host.links.found(1) == whole, timeout_s=WAIT_S)
     host.links.apply(DeleteBridge(1))
-    host.alarms.on_device(1)
+    host.alarms.on_device(None)  # of which network is not known
     world.eventually(lambda: host.links.found(1) == whole, timeout_s=WAIT_S)
     host.filter.is_altered = True
     host.alarms.on_rules()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 from netlab import VNI, Namespace
 
 from ecompute.network import names
-from ecompute.network.alarms import NetlinkAlarms
+from ecompute.network.alarms import NetlinkAlarms, subscribed
 from ecompute.network.guard import TABLE
 
 DEADLINE_S = 10.0
@@ -18,11 +19,11 @@ DEADLINE_S = 10.0
 
 class Heard:
     def __init__(self) -> None:
-        self.devices: list[int] = []
+        self.devices: list[int | None] = []
         self.rules = 0
         self._changed = threading.Condition()
 
-    def device(self, vni: int) -> None:
+    def device(self, vni: int | None) -> None:
         with self._changed:
             self.devices.append(vni)
             self._changed.notify_all()
@@ -57,6 +58,15 @@ def settled(space: Namespace, heard: Heard) -> None:
     heard.wait(lambda: heard.rules > before)
 
 
+@pytest.mark.parametrize("make", [names.gateway_name, names.uplink_name])
+def test_an_end_of_a_gateways_pair_that_is_deleted_is_told(
+    hosts: Any, heard: Heard, make: Callable[[int], str]
+) -> None:
+    hosts[0].space(f"link add {make(VNI)} type veth peer name lan")
+    hosts[0].space(f"link delete {make(VNI)}")
+    heard.wait(lambda: heard.devices == [VNI])
+
+
 @pytest.mark.parametrize("device", [names.bridge_name(VNI), names.vxlan_name(VNI)])
 def test_a_device_of_ours_that_is_deleted_is_told(hosts: Any, heard: Heard, device: str) -> None:
     hosts[0].space(f"link delete {device}")
@@ -87,6 +97,60 @@ def test_many_changes_at_once_are_told_a_few_times(hosts: Any, heard: Heard) -> 
     space.run("nft", "; ".join(f"add chain bridge {TABLE} c{n}" for n in range(3000)))
     settled(space, heard)
     assert heard.rules <= 5
+
+
+def test_where_the_kernel_could_not_tell_all_of_it_any_network_may_be_meant(hosts: Any) -> None:
+    host, heard, is_free = hosts[0], Heard(), threading.Event()
+    host.ensure()
+
+    def small(protocol: int, group: int) -> socket.socket:
+        netlink = subscribed(protocol, group)
+        netlink.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+        return netlink
+
+    def told(vni: int | None) -> None:
+        heard.device(vni)
+        assert is_free.wait(DEADLINE_S)
+
+    alarms = NetlinkAlarms(TABLE, subscribe=small)
+    host.do(lambda: alarms.start(told, heard.table))
+    try:
+        host.space("link add ecb000999 type bridge")
+        host.space("link delete ecb000999")
+        heard.wait(lambda: heard.devices != [])
+        before = len(heard.devices)
+        for _ in range(5):
+            host.space("link add filling type bridge")
+            host.space("link delete filling")
+        host.space(f"link delete {names.vxlan_name(VNI)}")
+        is_free.set()
+        heard.wait(lambda: None in heard.devices[before:])
+    finally:
+        is_free.set()
+        alarms.close()
+
+
+def test_a_socket_that_fails_is_opened_again_and_any_network_may_be_meant_meanwhile(hosts: Any) -> None:
+    host, heard, failing = hosts[0], Heard(), [True]
+    host.ensure()
+
+    def subscribe(protocol: int, group: int) -> socket.socket:
+        if not failing:
+            return subscribed(protocol, group)
+        failing.pop()
+        refused = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        refused.connect(("127.0.0.1", 9))
+        refused.send(b"nobody is there")
+        return refused
+
+    alarms = NetlinkAlarms(TABLE, subscribe=subscribe)
+    host.do(lambda: alarms.start(heard.device, heard.table))
+    try:
+        heard.wait(lambda: heard.devices == [None] and heard.rules == 1)
+        host.space(f"link delete {names.vxlan_name(VNI)}")
+        heard.wait(lambda: heard.devices == [None, VNI])
+    finally:
+        alarms.close()
 
 
 def test_closed_it_leaves_no_thread(hosts: Any) -> None:
