@@ -196,7 +196,9 @@ class World:
         before = self.placement.allocations
         self.in_flight.clear()
         self.placement.allocations = dict(allocations)
-        self.unbacked |= before.keys() - allocations.keys()
+        # Of a uuid that was launched with again, what comes back may be the claim of its former life, elsewhere.
+        now = {uuid: held.provider for uuid, held in allocations.items()}
+        self.unbacked |= {uuid for uuid, held in before.items() if now.get(uuid) != held.provider}
         # What is claimed after this is its own again; what it held before may be lost.
         self.unbacked |= {uuid for uuid in self.uuids if uuid not in allocations}
 
