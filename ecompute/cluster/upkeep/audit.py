@@ -253,7 +253,8 @@ class Audit:
             self._guard()
             reading.check()
 
-        self._placement.release(consumer, holds)
+        if not self._placement.release(consumer, holds):
+            return False  # somebody else has
         log.warning("released claim %s: nobody held it", consumer)
         says = f"claim {consumer} was released: nobody held it"
         self._record(questions[-1].provider, "claim.released", says)

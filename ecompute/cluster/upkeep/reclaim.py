@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 from ecompute.cluster import groups, keys, quotas
 from ecompute.cluster.claims import INSTANCE_CONSUMER
 from ecompute.cluster.documents import Assignment, Instance, Node, Policy, Quota, Role, State, Zone
-from ecompute.cluster.errors import CloudError, CompareFailed, InvalidInput, NotFound, Refused, Unavailable
+from ecompute.cluster.errors import CloudError, CompareFailed, InvalidInput, NotFound, OutOfDate, Refused, Unavailable
 from ecompute.cluster.events import INSTANCE, Events
 from ecompute.cluster.freshness import Reading
 from ecompute.cluster.store import Compare, Store, Versioned, unchanged
@@ -83,6 +83,7 @@ class Reclaimer:
             is_replacing: also take from it what it holds beyond.
 
         Raises:
+            OutOfDate: it took too long; call again.
             Unavailable: etcd or placement does not answer; call again.
         """
         reading = Reading()
@@ -108,7 +109,7 @@ class Reclaimer:
         lost = "a part of its claim" if held else "its claim"
         try:
             self._claim(instance.value, held, reading)
-        except Unavailable:
+        except (OutOfDate, Unavailable):
             raise
         except CloudError as error:
             self._tell(instance, "claim.lost", f"placement has lost {lost}, and refuses it now: {error}")
