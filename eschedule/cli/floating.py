@@ -84,9 +84,12 @@ def create(
         addresses = FloatingAddresses(cloud)
         made = addresses.create(settings.namespace, pool=pool, ip=address, target=target)
         (view,) = addresses.views([made])
+        caveat = addresses.caveat(made)
     show_one(describe(view), output, name="address")
     if output == "table" and instance is None:
         say(f"next: eschedule floating attach {made.ip} INSTANCE")
+    if caveat is not None:
+        say(f"note: {caveat}")
     return 0
 
 
@@ -166,7 +169,10 @@ def attach(
         addresses = FloatingAddresses(cloud)
         done = addresses.attach(address, settings.namespace, Target(instance, interface, network, is_routed))
         (view,) = addresses.views([done])
+        caveat = addresses.caveat(done)
     show_one(describe(view), output, name="address")
+    if caveat is not None:
+        say(f"note: {caveat}")
     return 0
 
 

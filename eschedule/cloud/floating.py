@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from ecompute.cluster import floating as rules
 from ecompute.cluster import keys
 from ecompute.cluster.claims import incarnation_of
-from ecompute.cluster.documents import Floating, Instance, Name, Pool, Port, State, timestamp
+from ecompute.cluster.documents import Floating, Instance, Name, Network, Pool, Port, State, timestamp
 from ecompute.cluster.errors import (
     AddressesExhausted,
     AddressTaken,
@@ -152,6 +152,23 @@ class FloatingAddresses:
         items = self._store.get_many([keys.instance(uuid) for uuid in uuids], Instance).items
         names = {item.value.uuid: item.value.name for item in items}
         return [FloatingView(one, names.get(one.instance_uuid or "")) for one in found]
+
+    def caveat(self, floating: Floating) -> str | None:
+        """Return what has to be done in the instance before the address works, if anything has."""
+        if floating.instance_uuid is None:
+            return None
+        instance = self._store.get(keys.instance(floating.instance_uuid), Instance)
+        network = self._store.get(keys.network(floating.network_uuid or ""), Network)
+        if instance is None or network is None:
+            return None
+        own = (one for one in instance.value.spec.interfaces if one.uuid == floating.interface_uuid)
+        if all(interface.gateway is not None for interface in own):
+            return None
+        dhcp = "comes with its next lease by DHCP, or " if network.value.has_dhcp else ""
+        return (
+            f"{instance.value.name} was given no default route on {network.value.name}; "
+            f"the one by {network.value.gateway} {dhcp}is for it to set up"
+        )
 
     def addresses(self, namespace: str, beginning: str = "", *, limit: int = 100) -> list[str]:
         """Return the floating addresses of ``namespace`` that begin so."""

@@ -119,6 +119,7 @@ class Interfaces:
                 name=value.name,
                 node=node,
                 epoch=value.epoch,
+                is_only_way=all(interface.gateway is None for interface in value.with_ports),
             )
             after = structs.replace(
                 value,

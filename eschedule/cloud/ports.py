@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
 
@@ -110,6 +111,7 @@ class Draft:
         name: str,
         node: Versioned[Node],
         epoch: int,
+        is_only_way: bool = False,
     ) -> PortRequest:
         """Return a port on ``network`` for an instance on ``node``.
 
@@ -120,6 +122,7 @@ class Draft:
             name: the instance's.
             node: its host; the transaction compares it besides.
             epoch: the instance's.
+            is_only_way: nothing else leads out of the instance: see `ways_out`.
 
         Raises:
             InvalidInput: the network has no such address.
@@ -152,7 +155,7 @@ class Draft:
             name=label(name),
         )
         return PortRequest(
-            interface=_interface(net, asked, interface_uuid, mac, tuple(addresses)),
+            interface=_interface(net, asked, interface_uuid, mac, tuple(addresses), is_only_way=is_only_way),
             compares=(unchanged(network), *(compare for _, compare in locks.values())),
             operations=(
                 Put(keys.port(net.uuid, interface_uuid), port),
@@ -282,15 +285,36 @@ class Draft:
         return self._rng.choice(among) if among else None
 
 
+def leads_out(net: Network) -> bool:
+    """Whether a network's gateway leads out for whoever is on it: where it has NAT, or is the operators' own. Pure."""
+    return net.has_nat or net.physical is not None
+
+
+def ways_out(networks: Sequence[Network]) -> list[bool]:
+    """Return, for the networks of a new instance, by which its default route goes although none of them leads out.
+
+    A floating address may be attached to it at any time, and what it then answers needs a way. One at most: where a
+    network leads out, the default route is that one's. Pure.
+    """
+    if any(leads_out(net) for net in networks):
+        return [False] * len(networks)
+    first = next((n for n, net in enumerate(networks) if net.gateway is not None), None)
+    return [n == first for n in range(len(networks))]
+
+
 def _interface(
-    net: Network, asked: InterfaceRequest, interface_uuid: str, mac: str, addresses: tuple[str, ...]
+    net: Network,
+    asked: InterfaceRequest,
+    interface_uuid: str,
+    mac: str,
+    addresses: tuple[str, ...],
+    *,
+    is_only_way: bool,
 ) -> Interface:
     """Return the interface as the guest will have it. Pure.
 
-    A network's gateway leads out where the network has NAT, or where it is the operators' own; in IPv6
-    nothing leads out of ours. It answers for names where the network has DNS.
+    In IPv6 nothing leads out of our networks. A gateway answers for names where the network has DNS.
     """
-    leads_out = net.has_nat or net.physical is not None
     return Interface(
         uuid=interface_uuid,
         network_uuid=net.uuid,
@@ -298,7 +322,7 @@ def _interface(
         mac=mac,
         addresses=addresses,
         mtu=net.mtu,
-        gateway=net.gateway if leads_out else None,
+        gateway=net.gateway if is_only_way or leads_out(net) else None,
         nameservers=(net.gateway,) if net.has_dns and net.gateway is not None else (),
         model=asked.model,
         physical=net.physical,

@@ -25,7 +25,7 @@ from ecompute.cluster.given import physnet_trait
 from ecompute.cluster.placement import candidates_query
 from ecompute.cluster.store import Compare, Versioned
 from eschedule.cloud.networks import Networks
-from eschedule.cloud.ports import Draft, Lost, PortRequest, Ports
+from eschedule.cloud.ports import Draft, Lost, PortRequest, Ports, ways_out
 from eschedule.scheduler.asked import asked
 from eschedule.scheduler.facts import TTL_S, Target
 from eschedule.scheduler.order import name_of
@@ -109,6 +109,7 @@ class Wiring:
         needed = _traits(network.value for network, _ in found)
         if needed and not needed <= asked(candidates_query(request.query)).traits:
             raise Conflict("one of its networks has become another one", hint="launch it again")
+        ways = ways_out([network.value for network, _ in found])
         return [
             draft.port(
                 network,
@@ -118,8 +119,9 @@ class Wiring:
                 name=name_of(request, uuid),
                 node=target.node,
                 epoch=1,
+                is_only_way=is_only_way,
             )
-            for network, one in found
+            for (network, one), is_only_way in zip(found, ways, strict=True)
         ]
 
     def forget(self, namespace: str) -> None:

@@ -70,7 +70,7 @@ class Interface(msgspec.Struct, frozen=True, kw_only=True):
     """With prefix length: ``10.0.0.5/24``."""
     mtu: int
     gateway: str | None = None
-    """Of the default route, IPv4; where the network leads out."""
+    """Of the default route, IPv4; where the network leads out, or nothing does but an address of its own."""
     nameservers: tuple[str, ...] = ()
     model: str = "virtio"
     """One of `INTERFACE_MODELS`."""

@@ -26,6 +26,9 @@ from ecompute.cluster.store import Put, Store, Versioned
 from eschedule.cloud.connection import Cloud
 from eschedule.cloud.floating import FloatingAddresses, FloatingAttached, Target
 from eschedule.cloud.instances import Instances
+from eschedule.cloud.interface_request import InterfaceRequest
+from eschedule.cloud.network_request import NetworkRequest
+from eschedule.cloud.networks import Networks
 from eschedule.cloud.pools import Pools
 from eschedule.scheduler.launch import Launcher
 
@@ -345,6 +348,30 @@ def test_what_is_attached_to_nothing_that_is_there_can_be_detached(addresses: Fl
 
 
 # --- the tool ------------------------------------------------------------------------------------
+
+
+def test_the_tool_says_what_an_instance_has_to_do_that_was_told_of_no_way(
+    tool: Any, cloud: Cloud, addresses: FloatingAddresses, make_request: Callable[..., Any]
+) -> None:
+    networks = Networks.of(cloud)
+    networks.create("system", NetworkRequest(name="inner", cidr="10.1.0.0/24", has_nat=False))
+    networks.create("system", NetworkRequest(name="front", cidr="10.2.0.0/24"))
+    for name, others in (("alone", ()), ("both", ("front",))):
+        asked = tuple(InterfaceRequest(network=network) for network in ("inner", *others))
+        Launcher(cloud).launch(make_request(name=name, interfaces=asked))
+    done = tool("floating", "create", "--attach", "alone")
+    assert (done.returncode, done.stderr) == (0, "")
+    done = tool("floating", "create", "--attach", "both", "--network", "inner", "-o", "name")
+    address = done.stdout.strip()
+    note = (
+        "note: both was given no default route on inner; the one by 10.1.0.1 comes with its next lease by DHCP, or is "
+        "for it to set up\n"
+    )
+    assert (done.returncode, done.stderr) == (0, note)
+    assert tool("floating", "detach", address).returncode == 0
+    assert tool("floating", "attach", address, "both", "--network", "inner").stderr == note
+    assert tool("floating", "detach", address).returncode == 0
+    assert tool("floating", "attach", address, "both", "--network", "front").stderr == ""
 
 
 def test_the_tool_makes_attaches_lists_and_gives_back(tool: Any, host: Any, launch: Callable[..., str]) -> None:

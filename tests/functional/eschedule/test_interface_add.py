@@ -127,6 +127,18 @@ def test_its_host_is_told_of_one_more_with_all_that_goes_with_it(
     assert [event.type for event in read(store, INSTANCE, guest)] == ["requested", "interface.asked"]
 
 
+@pytest.mark.parametrize("has_way_out", [False, True])
+def test_the_gateway_of_a_network_without_nat_is_told_where_nothing_else_leads_out(
+    interfaces: Interfaces, host: Any, cloud: Cloud, make_request: Callable[..., Any], has_way_out: bool
+) -> None:
+    Networks.of(cloud).create("system", NetworkRequest(name="back", cidr="10.1.0.0/24", has_nat=False))
+    request = make_request(name="web-1") if has_way_out else make_request(name="web-1", interfaces=())
+    guest = Launcher(cloud).launch(request).uuid
+    host.report(guest, State.CREATED)
+    added = interfaces.add("web-1", "system", BACK).spec.interfaces[-1]
+    assert added.gateway == (None if has_way_out else "10.1.0.1")
+
+
 def test_added_and_removed_it_is_as_before(
     interfaces: Interfaces, guest: str, host: Any, back: str, store: Store, cloud: Cloud
 ) -> None:

@@ -184,7 +184,7 @@ def test_a_namespace_has_one_default_network_and_may_make_it_by_hand(
         create("default")
     interface = instance_of(store, launch(on(None))).spec.interfaces[0]
     assert interface.network_uuid == made.uuid
-    assert (interface.gateway, interface.nameservers) == (None, ("10.2.0.1",))
+    assert (interface.gateway, interface.nameservers) == ("10.2.0.1", ("10.2.0.1",))
 
 
 def test_a_default_range_that_overlaps_the_underlay_is_said_to_be_the_configurations(
@@ -350,6 +350,21 @@ def test_an_address_of_a_kind_that_the_network_has_not_is_refused(
 
 
 # --- interfaces ----------------------------------------------------------------------------------
+
+
+def test_the_default_route_goes_where_something_leads_out_and_else_by_the_first_gateway(
+    store: Store, create: Callable[..., Network], launch: Callable[..., Launched]
+) -> None:
+    create("inner", cidr="10.2.0.0/24", has_nat=False)
+    create("back", cidr="10.3.0.0/24", has_nat=False)
+    create("web")
+
+    def gateways(launched: Launched) -> list[str | None]:
+        return [interface.gateway for interface in instance_of(store, launched).spec.interfaces]
+
+    # A floating address may be attached to it later: a config drive is not written again for that.
+    assert gateways(launch(on("inner"), on("back"))) == ["10.2.0.1", None]
+    assert gateways(launch(on("inner"), on("web"))) == [None, "10.1.0.1"]
 
 
 def test_an_instance_has_its_interfaces_in_the_order_in_which_they_are_asked_for(

@@ -44,6 +44,7 @@ from ecompute.network.metadata import FakeMetadata
 from ecompute.network.names import bridge_name, tap_name
 from ecompute.network.nft import Ledger
 from ecompute.network.reconcile import NetworkReconciler
+from eschedule.cloud.ports import ways_out
 
 T = TypeVar("T")
 
@@ -119,10 +120,10 @@ class Guest:
             return {}
         return dict(line.split("=", 1) for line in said.read_text().splitlines() if "=" in line)
 
-    def settle(self, *, default_route: bool = True) -> None:
-        """Set up the address and the default route, as from a config drive."""
+    def settle(self) -> None:
+        """Set up the address and the default route as from a config drive, of an instance with this interface alone."""
         self.space(f"address replace {self.port.addresses[0]} dev eth0")
-        if default_route:
+        if self.network.has_nat or ways_out([self.network])[0]:
             self.space(f"route replace default via {self.network.gateway}")
         for address in self.port.routed:
             self.space(f"address replace {address}/32 dev eth0")
