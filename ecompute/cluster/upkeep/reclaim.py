@@ -31,7 +31,7 @@ from ecompute.cluster.documents import Assignment, Instance, Node, Policy, Quota
 from ecompute.cluster.errors import CloudError, CompareFailed, InvalidInput, NotFound, OutOfDate, Refused, Unavailable
 from ecompute.cluster.events import INSTANCE, Events
 from ecompute.cluster.freshness import Reading
-from ecompute.cluster.store import Compare, Store, Versioned, unchanged
+from ecompute.cluster.store import Compare, Store, Versioned, clock_s, unchanged
 from ecompute.cluster.upkeep.decide import Unlike, unlike
 from ecompute.cluster.upkeep.duties import Charge, Duty, EachAlone
 
@@ -66,13 +66,22 @@ class Reclaimer:
 
     Args:
         guard: what every transaction compares; also called right before a write to placement.
+        clock: see `Reading`.
     """
 
-    def __init__(self, store: Store, placement: Placement, events: Events, guard: Callable[[], list[Compare]]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        placement: Placement,
+        events: Events,
+        guard: Callable[[], list[Compare]],
+        clock: Callable[[], float] = clock_s,
+    ) -> None:
         self._store = store
         self._placement = placement
         self._events = events
         self._guard = guard
+        self._clock = clock
         self._told: set[str] = set()
         """Of which it was said already that there is no room."""
 
@@ -86,7 +95,7 @@ class Reclaimer:
             OutOfDate: it took too long; call again.
             Unavailable: etcd or placement does not answer; call again.
         """
-        reading = Reading()
+        reading = Reading(self._clock)
         instance = self._store.get(keys.instance(uuid), Instance)
         if instance is None or instance.value.state is not State.INITIAL:
             return Outcome.NOT_WANTED

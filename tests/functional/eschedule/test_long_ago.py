@@ -14,12 +14,13 @@ from ecompute.cluster.chosen import Chosen
 from ecompute.cluster.claims import Claim, Claims
 from ecompute.cluster.documents import Intent, State, UsedUuid, timestamp
 from ecompute.cluster.errors import Conflict, OutOfDate
-from ecompute.cluster.events import TOOL, Events
+from ecompute.cluster.events import HOST, INSTANCE, TOOL, Events, read
 from ecompute.cluster.freshness import FRESH_S
 from ecompute.cluster.store import Delete, Store
 from ecompute.cluster.upkeep.audit import Audit
 from ecompute.cluster.upkeep.decide import GRACE_S, Act
 from ecompute.cluster.upkeep.finish import Finisher
+from ecompute.cluster.upkeep.reclaim import Outcome, Reclaimer
 from eschedule.cloud.connection import Cloud
 from eschedule.cloud.instances import Instances
 from eschedule.scheduler.launch import Launcher
@@ -132,3 +133,30 @@ def test_who_audits_releases_upon_no_answer_of_long_ago(
         clock.now_s += GRACE_S + 1
         assert auditor.repair(auditor.look(is_full=True)) == released
         assert host.claims().keys() == {claim.consumer} - set(released)
+
+
+def test_who_claims_again_replaces_no_claim_that_it_read_long_ago_and_blames_nobody(
+    cloud: Cloud, store: Store, host: Any, make_request: Callable[..., Any]
+) -> None:
+    guest = Launcher(cloud).launch(make_request(vcpus=2)).uuid
+    held = cloud.placement.allocations(guest)
+    cloud.placement.replace(guest, {host.provider: VCPU}, held)
+    sleeping = itertools.count(0, FRESH_S).__next__
+    with pytest.raises(OutOfDate):
+        Reclaimer(store, cloud.placement, cloud.events, list, sleeping).reclaim(guest)
+    assert cloud.placement.allocations(guest).allocations == {host.provider: VCPU}
+    assert not {"claim.lost", "claim.restored"} & {event.type for event in read(store, INSTANCE, guest)}
+    assert Reclaimer(store, cloud.placement, cloud.events, list).reclaim(guest) is Outcome.CLAIMED
+    assert cloud.placement.allocations(guest).allocations == held.allocations
+
+
+def test_a_claim_that_somebody_else_has_released_is_not_told(
+    begin: Callable[..., Claim], audit: Audit, clock: Any, cloud: Cloud, store: Store, host: Any
+) -> None:
+    claim = begin(is_chosen=False)
+    audit.look(is_full=True)
+    clock.now_s += GRACE_S + 1
+    found = audit.look(is_full=True)
+    cloud.placement.release(claim.consumer)
+    assert audit.repair(found) == ()
+    assert "claim.released" not in {event.type for event in read(store, HOST, host.provider)}
