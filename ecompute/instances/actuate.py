@@ -31,7 +31,7 @@ from ecompute.instances.interfaces import Difference, difference, lan_uuid
 from ecompute.instances.terms import Found, Step
 from ecompute.network.links import Links
 from ecompute.network.membership import Memberships
-from ecompute.network.names import bridge_name, tap_name
+from ecompute.network.names import bridge_name, tap_name, vni_of
 from ecompute.network.terms import Tap
 from ecompute.storage import disks
 from ecompute.storage.images import Image, ImageCache
@@ -268,8 +268,12 @@ class Actuator:
         elif step is Step.ATTACH:
             self._attach(assignment)
         elif step is Step.DETACH:
-            for one in self._difference(uuid, assignment, self._hypervisor.get(uuid)).surplus:
+            surplus = self._difference(uuid, assignment, self._hypervisor.get(uuid)).surplus
+            for one in surplus:
                 self._hypervisor.detach(uuid, one.tap)
+            # A daemon that was not there when it was on them takes no note of their networks.
+            for vni in {vni for one in surplus if (vni := vni_of(one.bridge)) is not None}:
+                self._memberships.sweep_one(vni)
         elif step is Step.TELL:
             self._tell(assignment)
         elif step is Step.LEAVE_OTHERS:

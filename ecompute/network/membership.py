@@ -24,8 +24,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import MappingProxyType
 
@@ -271,16 +271,22 @@ class Memberships:
         except NetworkError as error:
             log.warning("what the metadata service was left with stays: %s", error)
         for vni in known - assigned:
-            with self._serial(vni):
-                with self._lock:
-                    is_used = vni in self._vnis.values()
-                if is_used:
-                    continue
-                try:
-                    if self._take_down(vni, is_sure=False):
-                        log.info("removed what was left of network %d", vni)
-                except NetworkError as error:
-                    log.warning("what is left of network %d stays: %s", vni, error)
+            self.sweep_one(vni)
+
+    def sweep_one(self, vni: int) -> None:
+        """Take down what is left of a network, if no guest here uses it."""
+        if self._is_held():
+            return
+        with self._serial(vni):
+            with self._lock:
+                is_used = vni in self._vnis.values()
+            if is_used:
+                return
+            try:
+                if self._take_down(vni, is_sure=False):
+                    log.info("removed what was left of network %d", vni)
+            except NetworkError as error:
+                log.warning("what is left of network %d stays: %s", vni, error)
 
     def _take_down(self, vni: int, *, is_sure: bool) -> bool:
         """Remove what is there of a network; return whether that was anything.
@@ -291,11 +297,16 @@ class Memberships:
         Raises:
             NetworkError: something of it could not be removed.
         """
-        if not is_sure and self._reconciler.guests(vni) - {gateway_name(vni)}:
+        guests = self._reconciler.guests(vni) - {gateway_name(vni)}
+        if guests and not is_sure:
             return False
+        if guests:  # whose they are is not known: they keep their gateway, too
+            listed = ", ".join(sorted(guests))
+            raise NetworkError(f"network {vni} still has ports here: {listed}", hint="stop the guests behind them")
         removed = (*self._gateways.remove(vni), *self._reconciler.remove(vni))
         if vni not in self._present():
-            self._remembered(vni).unlink(missing_ok=True)
+            with _written():
+                self._remembered(vni).unlink(missing_ok=True)
         return bool(removed)
 
     def _try_down(self, vni: int) -> None:
@@ -313,7 +324,8 @@ class Memberships:
 
     def _use(self, interface: Interface, instance_uuid: str) -> None:
         uuid = interface.network_uuid
-        self._remembered(interface.vni).touch()
+        with _written():
+            self._remembered(interface.vni).touch()
         with self._lock:
             self._users.setdefault(uuid, set()).add(instance_uuid)
             self._vnis[uuid] = interface.vni
@@ -331,7 +343,8 @@ class Memberships:
             if users:
                 return False
             self._users.pop(uuid, None)
-            self._vnis.pop(uuid, None)
+            self._damaged_at.pop(self._vnis.pop(uuid, 0), None)
+            self._failures.pop(uuid, None)
             self._marked.discard(uuid)
             follows = self._follows.pop(uuid, None)
         for follow in follows or ():
@@ -486,3 +499,12 @@ class Memberships:
         """Return what is held while something of that network is brought up, changed or taken down."""
         with self._lock:
             return self._busy.setdefault(vni, threading.Lock())
+
+
+@contextmanager
+def _written() -> Iterator[None]:
+    """Say what keeps a mark from being written or removed."""
+    try:
+        yield
+    except OSError as error:
+        raise NetworkError(f"{error.filename} cannot be written: {error.strerror}", hint="see that disk") from error
