@@ -147,17 +147,32 @@ class Server:
 
         Raises:
             Ended: it is to end.
+            OSError: the sockets cannot be served; they are closed.
         """
         match question:
             case handing.Serve(vni, mark):
+                if not sockets:
+                    raise OSError("there are no sockets to serve")
                 self._leave(vni)
-                self._networks[vni] = (mark, [self._serve(vni, one) for one in sockets])
+                self._networks[vni] = (mark, self._serve_all(vni, sockets))
             case handing.Leave(vni):
                 self._leave(vni)
             case handing.End():
                 if not self._networks:
                     raise Ended
         return handing.Answer({vni: mark for vni, (mark, _) in self._networks.items()})
+
+    def _serve_all(self, vni: int, sockets: list[socket.socket]) -> list[NetworkServer]:
+        before = set(self._map)
+        try:
+            return [self._serve(vni, one) for one in sockets]
+        except OSError:
+            for number in set(self._map) - before:
+                if (channel := self._map.get(number)) is not None:  # one may go with another
+                    channel.close()
+            for one in sockets:
+                one.close()
+            raise
 
     def _serve(self, vni: int, listening: socket.socket) -> NetworkServer:
         listening.setblocking(False)
@@ -228,7 +243,7 @@ class _Talk(wasyncore.dispatcher):  # type: ignore[misc]
     def handle_read(self) -> None:
         room = socket.CMSG_SPACE(handing.SOCKETS_LIMIT * array.array("i").itemsize)
         try:
-            data, beside, _, _ = self.socket.recvmsg(handing.LIMIT_BYTES, room, socket.MSG_CMSG_CLOEXEC)
+            data, beside, flags, _ = self.socket.recvmsg(handing.LIMIT_BYTES, room, socket.MSG_CMSG_CLOEXEC)
         except BlockingIOError:
             return
         except OSError:
@@ -239,14 +254,15 @@ class _Talk(wasyncore.dispatcher):  # type: ignore[misc]
             self.close()
             return
         try:
+            if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+                raise OSError("it did not come whole, or its sockets did not")
             answer = self._answer(handing.decode_question(data), sockets)
             self.socket.send(handing.encode(answer))
-        except msgspec.DecodeError as error:
-            log.warning("a question that is none: %s", error)
+        except (msgspec.DecodeError, OSError) as error:
+            # Who asked sees an end without an answer, and asks again.
+            log.warning("a question that cannot be answered: %s", error)
             for one in sockets:
                 one.close()
-            self.close()
-        except OSError:
             self.close()
 
     def handle_close(self) -> None:

@@ -48,6 +48,8 @@ BACKLOG = 64
 START_TIMEOUT_S = 30.0
 ANSWER_TIMEOUT_S = 5.0
 END_TIMEOUT_S = 5.0
+BOTH = 2
+"""Sockets: of IPv4 and of IPv6. Which a network has is part of its mark."""
 RETRY_S = 5.0
 LONGEST_RETRY_S = 300.0
 
@@ -193,13 +195,16 @@ class HostMetadata:
     def _keep(self, vni: int, namespace: str) -> None:
         with self._reached() or self._started() as service:
             self._deaths.watch(0, _pid(service))
-            wanted = netns.in_namespace(namespace, lambda: _mark(namespace))
-            if _ask(service, handing.List()).get(vni) == wanted:
+            mark = netns.in_namespace(namespace, lambda: _mark(namespace))
+            served = _ask(service, handing.List()).get(vni)
+            if served == f"{mark} {BOTH}" or (
+                served == f"{mark} 1" and not netns.in_namespace(namespace, _is_six_there)
+            ):
                 return
             _ask(service, handing.Leave(vni))  # in the same namespace its address cannot be had twice
             sockets = netns.in_namespace(namespace, _listening)
             try:
-                _ask(service, handing.Serve(vni, wanted), sockets)
+                _ask(service, handing.Serve(vni, f"{mark} {len(sockets)}"), sockets)
             finally:
                 for one in sockets:
                     one.close()
@@ -312,15 +317,24 @@ def _mark(namespace: str) -> str:
 
 def _listening() -> list[socket.socket]:
     """Open the sockets of the service in the namespace of this thread: the one of IPv6 where there is IPv6."""
-    opened: list[socket.socket] = []
     try:
-        opened.append(_open(socket.AF_INET, (ADDRESS, PORT)))
-        if socket.has_ipv6:
-            with contextlib.suppress(OSError):
-                opened.append(_open(socket.AF_INET6, (ADDRESS6, PORT, 0, socket.if_nametoindex(LAN))))
+        opened = [_open(socket.AF_INET, (ADDRESS, PORT))]
     except OSError as error:
         raise NetworkError(f"{ADDRESS}:{PORT} cannot be listened on: {error.strerror}") from error
+    with contextlib.suppress(OSError):
+        opened.append(_open_six())
     return opened
+
+
+def _open_six() -> socket.socket:
+    return _open(socket.AF_INET6, (ADDRESS6, PORT, 0, socket.if_nametoindex(LAN)))
+
+
+def _is_six_there() -> bool:
+    """Whether the socket of IPv6 can be opened, where none is served."""
+    with contextlib.suppress(OSError), _open_six():
+        return True
+    return False
 
 
 def _open(family: socket.AddressFamily, address: tuple[str, int] | tuple[str, int, int, int]) -> socket.socket:

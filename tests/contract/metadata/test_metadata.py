@@ -8,13 +8,14 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from place import KEYS, NETWORK_UUID, USER_DATA, VNI, Net, Place, wait_for
 
 from ecompute.dev.hosts import ip
-from ecompute.guest import told
+from ecompute.guest import handing, told
 from ecompute.network.metadata import ADDRESS6, HostMetadata
 
 ID = "/latest/meta-data/instance-id"
@@ -34,6 +35,14 @@ def uuid_told(place: Place, *options: str) -> str:
     status, body = place.get("/openstack/latest/meta_data.json", *options)
     assert status == 200
     return str(json.loads(body)["uuid"])
+
+
+def marks(net: Net) -> dict[int, str]:
+    """Which sockets of which networks are served."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as way:
+        way.connect(str(told.directory_of(net.state) / told.SOCKET))
+        way.send(handing.encode(handing.List()))
+        return handing.decode_answer(way.recv(handing.LIMIT_BYTES)).networks
 
 
 def pid_of(net: Net) -> int:
@@ -212,6 +221,42 @@ def test_nonsense_at_the_desk_ends_that_talk_and_nothing_else(net: Net, make_met
         way.connect(str(told.directory_of(net.state) / told.SOCKET))
         way.send(b'{"type": "serve"}')
         assert way.recv(100) == b""
+    assert is_answered(net.a)
+
+
+def test_sockets_that_do_not_come_whole_or_cannot_be_served_are_refused_and_let_go(
+    net: Net, make_metadata: Make
+) -> None:
+    serve(make_metadata(), net)
+    with ExitStack() as opened:
+        listening = [opened.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(3)]
+        address = listening[0].getsockname()
+        deaf = opened.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+        for sockets in ([], listening, [listening[0], deaf]):
+            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as way:
+                way.settimeout(10)
+                way.connect(str(told.directory_of(net.state) / told.SOCKET))
+                question = handing.encode(handing.Serve(VNI + 1, "mark"))
+                socket.send_fds(way, [question], [one.fileno() for one in sockets])
+                assert way.recv(100) == b""
+            assert marks(net).keys() == {VNI}
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(address, timeout=1)
+    assert is_answered(net.a)
+
+
+def test_what_could_not_be_listened_on_over_ipv6_is_tried_at_the_scan_and_let_alone_while_it_cannot(
+    net: Net, make_metadata: Make
+) -> None:
+    ip("-n", net.netns, "address", "delete", f"{ADDRESS6}/64", "dev", "lan")
+    metadata = make_metadata()
+    serve(metadata, net)
+    served = marks(net)
+    metadata.serve(VNI, net.netns, net.callers(), is_scan=True)
+    assert is_answered(net.a) and marks(net) == served
+    ip("-n", net.netns, "address", "add", f"{ADDRESS6}/64", "dev", "lan", "nodad")
+    metadata.serve(VNI, net.netns, net.callers(), is_scan=True)
+    wait_for(lambda: net.b.get(ID, address=f"[{ADDRESS6}%25eth0]")[0] == 200, what="an answer over IPv6 after the scan")
     assert is_answered(net.a)
 
 
