@@ -255,22 +255,30 @@ class GatewayReconciler:
 
     def _keep_egress(self, device: str | None) -> None:
         """Make the rules of the host those that all networks here need."""
-        with self._lock:
-            networks = [one for one in self._memory.all().values() if one.transit is not None]
-            if not networks:
-                self._egress.remove()
-                return
-            if device is None:
-                device = self._egress.device()
-            self._egress.ensure(
-                HostRules(
-                    device=device,
-                    addresses=frozenset().union(*(one.addresses for one in networks)),
-                    refused=self._control_plane().union(*(one.underlays for one in networks)),
-                    resolvers=frozenset(self._upstream()),
-                    is_router=device is not None and self._egress.is_router(device),
-                )
+        control_plane: frozenset[str] | None = None
+        while True:
+            with self._lock:
+                networks = [one for one in self._memory.all().values() if one.transit is not None]
+                if not networks:
+                    self._egress.remove()
+                    return
+                if control_plane is not None:
+                    self._put_egress(device, networks, control_plane)
+                    return
+            control_plane = self._control_plane()  # may take as long as looking up names does
+
+    def _put_egress(self, device: str | None, networks: Sequence[Remembered], control_plane: frozenset[str]) -> None:
+        if device is None:
+            device = self._egress.device()
+        self._egress.ensure(
+            HostRules(
+                device=device,
+                addresses=frozenset().union(*(one.addresses for one in networks)),
+                refused=control_plane.union(*(one.underlays for one in networks)),
+                resolvers=frozenset(self._upstream()),
+                is_router=device is not None and self._egress.is_router(device),
             )
+        )
 
     def _died(self, vni: int) -> None:
         log.warning("dnsmasq of network %d has ended, and is started again", vni)

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from ecompute.cluster.documents import Network, Port
 from ecompute.cluster.errors import NetworkError, Unavailable
@@ -149,6 +151,27 @@ def test_what_fails_of_the_way_out_is_tried_again(host: Host, monkeypatch: pytes
     HARMS["no proxy"](host)
     host.ensure()
     eventually(lambda: told == [VNI])
+
+
+def test_a_name_that_takes_long_to_look_up_keeps_no_other_network_waiting(host: Host) -> None:
+    is_asked, is_answered = threading.Event(), threading.Event()
+
+    def slow() -> frozenset[str]:
+        host.control_plane = frozenset
+        is_asked.set()
+        assert is_answered.wait(20)
+        return frozenset({"192.0.2.99"})
+
+    host.control_plane = slow
+    thread = threading.Thread(target=host.ensure)
+    thread.start()
+    assert is_asked.wait(20)
+    other = structs.replace(NETWORK, uuid="m", vni=VNI + 1)
+    host.reconciler.ensure(other, [], [])
+    assert host.gateways.networks[VNI + 1].outer_up is not None
+    is_answered.set()
+    thread.join()
+    assert host.egress.rules is not None and host.egress.rules.refused == {"192.0.2.99"}
 
 
 def test_a_dnsmasq_that_does_not_start_is_an_error_and_keeps_nothing_else_from_being_done(host: Host) -> None:
