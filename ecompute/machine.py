@@ -24,7 +24,7 @@ from ecompute.hypervisor.accelerator import Trial
 from ecompute.hypervisor.api import Hypervisor
 from ecompute.hypervisor.connection import LibvirtHypervisor
 from ecompute.inventory import Measured
-from ecompute.network import egress, guard, resolvers
+from ecompute.network import egress, guard
 from ecompute.network.alarms import Alarms, NetlinkAlarms
 from ecompute.network.egress import Egress, HostEgress
 from ecompute.network.endpoints import Endpoints
@@ -33,6 +33,7 @@ from ecompute.network.gateways import Gateways, HostGateways
 from ecompute.network.links import Links, NetlinkLinks
 from ecompute.network.metadata import HostMetadata, Metadata
 from ecompute.network.nft import Ledger
+from ecompute.network.resolvers import Resolvers
 from ecompute.storage import disks
 from ecompute.storage.fetch import Fetcher
 from ecompute.storage.fetch.api import ImageSource
@@ -94,18 +95,19 @@ class Machine:
             return LibvirtHypervisor(config.libvirt_uri, provider, is_stopping=is_stopping)
 
         ledger = Ledger()
+        boot_id = BOOT_ID.read_text(encoding="ascii").strip()
         return cls(
             name=socket.gethostname(),
-            boot_id=BOOT_ID.read_text(encoding="ascii").strip(),
+            boot_id=boot_id,
             hypervisor=connect,
             links=NetlinkLinks(),
             filter=NftFilter(ledger),
             alarms=NetlinkAlarms(guard.TABLE, egress.TABLE),
             gateways=HostGateways,
-            egress=partial(HostEgress, config.egress, ledger=ledger),
+            egress=partial(HostEgress, config.egress, boot_id=boot_id, ledger=ledger),
             metadata=HostMetadata,
-            upstream=partial(resolvers.upstream, config.dns),
-            control_plane=Endpoints(_control_plane(config)).addresses,
+            upstream=Resolvers(config.dns).upstream,
+            control_plane=Endpoints(_control_plane(config), config.state_dir / "memory" / "endpoints.json").addresses,
             images=Fetcher(config.images, refused=_control_plane(config)),
             measure=partial(inventory.measure, config.state_dir),
             trial=partial(accelerator.remembered, config.state_dir / "accelerator.json", config.accelerator),

@@ -164,6 +164,8 @@ class Before(msgspec.Struct, frozen=True, kw_only=True):
     device: str
     forwarding: int
     proxy_delay: int
+    boot_id: str | None = None
+    """Of the life of the machine in which it was so: nothing of it is left in another one."""
 
 
 class HostEgress:
@@ -172,11 +174,15 @@ class HostEgress:
     Args:
         configured: the device; None: that of the default route.
         memory: the file in which it is remembered how the device was set.
+        boot_id: changes when the machine starts anew.
         ledger: of the host's namespace, where others of this process have tables in it, too.
     """
 
-    def __init__(self, configured: str | None, memory: Path, *, ledger: nft.Ledger | None = None) -> None:
+    def __init__(
+        self, configured: str | None, memory: Path, *, boot_id: str | None = None, ledger: nft.Ledger | None = None
+    ) -> None:
         self._configured = configured
+        self._boot_id = boot_id
         self._memory = memory
         self._kept = nft.Kept(TABLES, ledger)
 
@@ -225,10 +231,12 @@ class HostEgress:
             before = self._before()
             if before is not None:
                 self._restore(before)
+            self._memory.unlink(missing_ok=True)
         self._kept.put([])
 
     def _set(self, device: str) -> None:
-        now = Before(device=device, forwarding=_get(device, "forwarding"), proxy_delay=_get(device, "proxy_delay"))
+        forwarding, proxy_delay = _get(device, "forwarding"), _get(device, "proxy_delay")
+        now = Before(device=device, forwarding=forwarding, proxy_delay=proxy_delay, boot_id=self._boot_id)
         if now.forwarding == 1 and now.proxy_delay == 0:
             return
         if self._before() is None:
@@ -247,7 +255,8 @@ class HostEgress:
 
     def _before(self) -> Before | None:
         try:
-            return from_json(self._memory.read_bytes(), Before)
+            before = from_json(self._memory.read_bytes(), Before)
+            return before if before.boot_id == self._boot_id else None
         except (FileNotFoundError, msgspec.DecodeError):
             return None
 

@@ -27,6 +27,25 @@ def upstream(configured: Sequence[str], files: Iterable[Path] = FILES) -> tuple[
     return ()
 
 
+class Resolvers:
+    """The same, over time: a file that says nothing for a moment, while it is written, changes nothing.
+
+    Any thread may call it.
+    """
+
+    def __init__(self, configured: Sequence[str], files: Iterable[Path] = FILES) -> None:
+        self._configured = tuple(configured)
+        self._files = tuple(files)
+        self._last: tuple[str, ...] = ()
+
+    def upstream(self) -> tuple[str, ...]:
+        """Return what is found now, or was found last."""
+        found = upstream(self._configured, self._files)
+        if found:
+            self._last = found
+        return self._last
+
+
 def parse(text: str) -> tuple[str, ...]:
     """Return the servers of a resolv.conf(5) that can be asked from elsewhere. Pure."""
     found = []

@@ -248,6 +248,7 @@ class Host:
         self.ledger = Ledger()
         self.filter = NftFilter(self.ledger)
         self.changes: list[Any] = []
+        self.boot_id = "first"
         self.egress: str | None = None
         """As configured; None: the device of the default route."""
         self.restart()
@@ -262,7 +263,7 @@ class Host:
     def reconciler(self, on_change: Callable[[Any], None] | None = None) -> GatewayReconciler:
         return GatewayReconciler(
             HostGateways(self.provider, self.directory / "networks"),
-            HostEgress(self.egress, self.directory / "egress.json", ledger=self.ledger),
+            HostEgress(self.egress, self.directory / "egress.json", boot_id=self.boot_id, ledger=self.ledger),
             self.provider,
             GatewayMemory(self.directory / "memory"),
             upstream=lambda: (INTERNET,),

@@ -342,6 +342,25 @@ def test_a_host_that_is_a_router_already_stays_one(world: World, services: ExitS
     assert host.space.run("sysctl", "-n", "net.ipv4.conf.eth0.forwarding").strip() == "1"
 
 
+def test_a_host_that_became_a_router_when_it_was_started_anew_stays_one(world: World, services: ExitStack) -> None:
+    host = world.hosts[0]
+
+    def forwarding() -> str:
+        return host.space.run("sysctl", "-n", "net.ipv4.conf.eth0.forwarding").strip()
+
+    guest = add(host, services, "web", 5, floating=FLOATING)
+    assert forwarding() == "1"
+    assert 'iifname "eth0" drop' in host.space.run("nft", "list", "ruleset")
+    # Now it is the operator who has set that, as the machine came up.
+    host.boot_id = "second"
+    host.restart()
+    host.ensure(world.network)
+    assert 'iifname "eth0" drop' not in host.space.run("nft", "list", "ruleset")
+    host.remove_guest(guest)
+    host.leave(world.network.vni)
+    assert forwarding() == "1"
+
+
 def test_a_host_that_was_no_router_does_not_become_one_for_others(world: World, services: ExitStack) -> None:
     host = world.hosts[0]
     behind = world.make("behind")

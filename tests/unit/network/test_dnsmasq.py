@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from ecompute.cluster.documents import Network, Port
 from ecompute.network.dnsmasq import Files, Paths, label, render, without_former
-from ecompute.network.resolvers import parse, upstream
+from ecompute.network.resolvers import Resolvers, parse, upstream
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "network" / "dnsmasq"
 ME = "host-1"
@@ -164,6 +164,19 @@ def test_name_servers_are_those_that_others_reach(tmp_path: Path) -> None:
     assert upstream((), [stub, real]) == ("192.0.2.53",)
     assert upstream(("198.51.100.1",), [real]) == ("198.51.100.1",)
     assert upstream((), [stub, tmp_path / "none"]) == ()
+
+
+def test_a_file_that_is_empty_for_a_moment_changes_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "resolv.conf"
+    resolvers = Resolvers((), [file])
+    assert resolvers.upstream() == ()
+    for server in ("192.0.2.53", "192.0.2.54"):
+        file.write_text(f"nameserver {server}\n")
+        assert resolvers.upstream() == (server,)
+        file.write_text("")
+        assert resolvers.upstream() == (server,)
+    file.unlink()
+    assert resolvers.upstream() == ("192.0.2.54",)
 
 
 @given(st.text())
