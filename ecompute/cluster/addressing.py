@@ -20,6 +20,7 @@ OVERHEAD_BYTES = 50
 """Outer Ethernet, IPv4, UDP and VXLAN headers (RFC 7348, section 5)."""
 SHORTEST_PREFIX = 16
 LONGEST_PREFIX = 29
+LABEL_LIMIT = 63
 EXAMPLE = "10.10.0.0/24"
 
 _UNUSABLE = tuple(
@@ -129,11 +130,6 @@ def check_address(cidr: str | IPv4Network, address: str, *, gateway: str | None 
     return str(parsed)
 
 
-def with_prefix(cidr: str | IPv4Network, address: str) -> str:
-    """Return ``address`` with the prefix length of ``cidr``: ``10.10.0.5/24``."""
-    return f"{address}/{parse_cidr(cidr).prefixlen}"
-
-
 def mac_address(interface_uuid: str) -> str:
     """Return the MAC of an interface: the same for the same uuid, locally administered, unicast.
 
@@ -150,9 +146,9 @@ def mac_address(interface_uuid: str) -> str:
     return "02:" + digest[:5].hex(":")
 
 
-def label(name: str) -> str:
-    """Return an instance's name as a label of a domain (RFC 1035, section 2.3.1), which knows no capitals."""
-    return name.lower()
+def label(name: str | None) -> str | None:
+    """Return ``name`` as a label of a domain (RFC 1123), as near as can be; None if nothing is left of it."""
+    return re.sub(r"[^a-z0-9-]+", "-", (name or "").lower()).strip("-")[:LABEL_LIMIT].strip("-") or None
 
 
 def is_unicast_mac(text: str) -> bool:

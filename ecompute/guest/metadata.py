@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import ipaddress
 import json
-import re
 from typing import Any
 
+from ecompute.cluster.addressing import label
 from ecompute.cluster.documents import Assignment, Interface, Secrets
 from ecompute.cluster.errors import InvalidInput, NotFound
 
@@ -25,7 +25,6 @@ VERSIONS = ("2018-08-27", "latest")
 """The versions of the format under which the documents are found; readers take the newest that they know."""
 
 AVAILABILITY_ZONE = "default"
-HOST_LABEL_LIMIT = 63
 
 Json = dict[str, Any]
 
@@ -138,8 +137,7 @@ def dns(address: str) -> Json:
 
 def hostname(name: str, uuid: str) -> str:
     """Return a host name (RFC 1123, one label) as near to ``name`` as can be, or made of ``uuid`` if none is left."""
-    label = re.sub(r"[^a-z0-9-]+", "-", name.lower())[:HOST_LABEL_LIMIT].strip("-")
-    return label or f"server-{uuid}"
+    return label(name) or f"server-{uuid}"
 
 
 def user_data(assignment: Assignment, secrets: Secrets | None) -> bytes:

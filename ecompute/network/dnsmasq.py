@@ -21,7 +21,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_interface
 from itertools import chain
 from pathlib import Path
 
-from ecompute.cluster.addressing import is_unicast_mac
+from ecompute.cluster.addressing import is_unicast_mac, label
 from ecompute.cluster.documents import Network, Port
 from ecompute.network.names import LAN, METADATA
 
@@ -125,12 +125,6 @@ def _by_address(leases: str) -> dict[str, str]:
     """Return the MAC by each address of what `_leases` made."""
     rows = (line.split(",") for line in leases.splitlines())
     return {part.strip("[]"): mac for mac, *parts in rows for part in parts if "." in part or part.startswith("[")}
-
-
-def label(name: str | None) -> str | None:
-    """Return ``name`` as a label of a domain (RFC 1123), as near as can be; None if nothing is left of it."""
-    text = re.sub(r"[^a-z0-9-]+", "-", (name or "").lower()).strip("-")[:63].strip("-")
-    return text if _LABEL.fullmatch(text) else None
 
 
 def domain_of(network: Network) -> str | None:

@@ -60,11 +60,6 @@ def identity_at(path: Path) -> Identity | None:
     return (there.st_dev, there.st_ino) if there.st_dev == _OWN.stat().st_dev else None
 
 
-def names() -> list[str]:
-    """Return the names of all network namespaces."""
-    return [name for name in taken() if identity(name) is not None]
-
-
 def taken() -> list[str]:
     """Return all names, those too that name nothing."""
     try:

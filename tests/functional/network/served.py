@@ -345,7 +345,7 @@ class Host:
         )
         found = [self.space.run(*command.split()) for command in commands]
         found[:5] = ["\n".join(sorted(text.splitlines())) for text in found[:5]]
-        found.append(str(sorted(name for name in netns.names() if name.endswith(self.provider[:8]))))
+        found.append(str(sorted(name for name in netns.taken() if name.endswith(self.provider[:8]))))
         found.append(str(sorted(str(path) for path in (self.directory / "networks").rglob("*"))))
         return [*found, str(sorted(dnsmasqs(self.directory)))]
 

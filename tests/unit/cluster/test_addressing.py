@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import uuid
 from ipaddress import IPv4Address, IPv4Network
 from random import Random
@@ -17,7 +18,6 @@ from ecompute.cluster.addressing import (
     label,
     mac_address,
     parse_cidr,
-    with_prefix,
 )
 from ecompute.cluster.errors import AddressesExhausted, InvalidInput
 
@@ -68,7 +68,6 @@ def test_a_range_may_be_given_parsed() -> None:
 
 def test_the_gateway_is_the_first_address() -> None:
     assert gateway_address("10.10.0.0/16") == "10.10.0.1"
-    assert with_prefix(CIDR, "10.10.0.5") == "10.10.0.5/24"
 
 
 @pytest.mark.parametrize(
@@ -163,8 +162,28 @@ def test_a_mac_that_we_make_is_one_that_may_be_asked_for(interface: uuid.UUID) -
     assert check_mac(mac.upper()) == mac
 
 
-def test_a_label_is_the_name_without_capitals() -> None:
-    assert label("Web-1") == "web-1"
+@pytest.mark.parametrize(
+    ("name", "is_label"),
+    [
+        ("web", "web"),
+        ("Web Server_1", "web-server-1"),
+        ("--a--", "a"),
+        ("a" * 70, "a" * 63),
+        ("a" * 62 + "-b", "a" * 62),
+        ("\n\0;", None),
+        ("", None),
+        (None, None),
+    ],
+)
+def test_a_label_is_as_near_to_the_name_as_can_be(name: str | None, is_label: str | None) -> None:
+    assert label(name) == is_label
+
+
+@given(st.text())
+def test_what_is_left_of_a_name_is_a_label_and_stays_one(name: str) -> None:
+    found = label(name)
+    assert found is None or re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", found)
+    assert label(found) == found
 
 
 small_ranges = st.integers(26, 29).map(lambda length: f"10.0.0.0/{length}")

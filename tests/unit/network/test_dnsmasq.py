@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ecompute.cluster.documents import Network, Port
-from ecompute.network.dnsmasq import Files, Paths, label, render, without_former
+from ecompute.network.dnsmasq import Files, Paths, render, without_former
 from ecompute.network.resolvers import Resolvers, parse, upstream
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "network" / "dnsmasq"
@@ -139,22 +139,6 @@ def test_no_domain_gets_anything_but_labels_into_a_file(domain: str) -> None:
 )
 def test_a_port_that_no_lease_can_be_of_has_none(others: dict[str, object]) -> None:
     assert rendered([port(5, "web", **others)]).leases == ""
-
-
-@pytest.mark.parametrize(
-    ("name", "is_label"),
-    [
-        ("web", "web"),
-        ("Web Server_1", "web-server-1"),
-        ("--a--", "a"),
-        ("a" * 70, "a" * 63),
-        ("\n\0;", None),
-        ("", None),
-        (None, None),
-    ],
-)
-def test_a_label_is_as_near_to_the_name_as_can_be(name: str | None, is_label: str | None) -> None:
-    assert label(name) == is_label
 
 
 def test_name_servers_are_those_that_others_reach(tmp_path: Path) -> None:
