@@ -1,9 +1,10 @@
 """What comes from the networks' uplinks on the host itself: where it may go, and where it may not.
 
 Guests are tenants' machines; behind an uplink they are on the operator's side. So nothing of an uplink is for the
-host itself, for the control plane or other hosts, or for the port of VXLAN packets anywhere (behind NAT it would come
-from a known host). What leads out is the egress device and nothing else; what comes in there for an uplink is an
-answer, or for an address that was given to a guest. One network reaches another by such addresses only.
+host itself, for the control plane, for other hosts of the same networks, or for the port of VXLAN packets anywhere
+(behind NAT it would come from a known host). What leads out is the egress device and nothing else; what comes in
+there for an uplink is an answer, or for an address that was given to a guest. One network reaches another by such
+addresses only.
 
 The tables are ours alone, in place before the first uplink goes up, and go with the last. Forwarding is switched on
 for the egress device alone, if it is not for the whole host, and off again after that; meanwhile nothing else that

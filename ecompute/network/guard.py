@@ -222,6 +222,8 @@ def _inet(vnis: Collection[int]) -> list[Json]:
     return [
         Rules("inet", TABLE).table,
         *_chain("inet", "vxlan", *([[_choose(vni, {"set": chosen})]] if chosen else [])),
+        # Where the kernel shows bridged packets here: what guests say to each other fills no table of the host's.
+        *_hooked("inet", "prerouting", [_name("iifname", "==", BRIDGE_PREFIX), {"notrack": None}]),
         *_hooked(
             "inet",
             "input",
@@ -280,6 +282,8 @@ def _of_tap(tap: Tap) -> list[Iterable[Json]]:
         return [
             *start,
             [is_own_arp, ACCEPT],
+            # With a host's address, as may be here, it would be taken for one.
+            [_is_ether("ip"), match(field("udp", "dport"), VXLAN_PORT), *DROP],
             *([_is_ether("ip"), *rule] for rule in _asks_for(tap.mac)),
             [_is_ether("ip"), _goto("from-guest4")],
             [_is_ether("ip6"), _goto("from-guest6")],

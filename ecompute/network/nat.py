@@ -26,6 +26,7 @@ from ecompute.network.rules import (
     ANSWERS,
     DESTINATION,
     DESTINATION_NAT,
+    DROP,
     FILTER,
     MASQUERADE,
     SOURCE,
@@ -45,7 +46,12 @@ TABLE: Table = ("inet", "ecompute")
 
 _inet = Rules(*TABLE)
 _FROM_LAN, _TO_LAN, _FROM_UP, _TO_UP = comes_in(LAN), goes_out(LAN), comes_in(UP), goes_out(UP)
+_NEW = match({"ct": {"key": "state"}}, "new", "in")
+FLOWS_A_SECOND, FLOWS_AT_ONCE = 1000, 4000
+"""New flows that lead out of one network on one host. All of a host's networks, and the host, share its ports and its
+table of flows: an unanswered datagram holds one of each for half a minute."""
 _TRANSLATED = match({"ct": {"key": "status"}}, "dnat", "in")
+_TOO_MANY = {"limit": {"rate": FLOWS_A_SECOND, "burst": FLOWS_AT_ONCE, "per": "second", "inv": True}}
 
 
 @dataclass(frozen=True)
@@ -75,6 +81,7 @@ class InsideRules:
             _inet.hook("prerouting", "nat", DESTINATION_NAT),
             _inet.hook("postrouting", "nat", SOURCE_NAT),
             *(_inet.rule("input", *expression, ACCEPT) for expression in self._input()),
+            _inet.rule("forward", _FROM_LAN, _TO_UP, _NEW, _TOO_MANY, DROP),
             *(_inet.rule("forward", *expression, ACCEPT) for expression in self._forward()),
             _inet.rule("prerouting", _translate("dnat", DESTINATION, "@floating")),
             *(_inet.rule("postrouting", *expression) for expression in self._postrouting()),

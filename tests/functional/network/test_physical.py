@@ -100,7 +100,8 @@ def test_without_a_range_a_guest_may_have_any_address_but_no_other_mac(host: Hos
     guest = add_guest(host, ANY)
     assert guest.ping(outside.ip)
     assert arrives(guest, outside, *with_other_address(guest)) == [True, True]
-    assert not any(arrives(guest, outside, *forbidden(guest)))
+    vxlan = ipv4(17, "10.50.0.9", "10.50.0.255", struct.pack("!HHHH", 4444, 4789, 24, 0) + bytes(16))
+    assert not any(arrives(guest, outside, *forbidden(guest), frame("ff:ff:ff:ff:ff:ff", guest.mac, 0x0800, vxlan)))
 
 
 def test_with_a_range_a_guest_keeps_to_its_addresses(host: Host, outside: Guest) -> None:

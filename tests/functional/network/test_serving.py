@@ -7,11 +7,14 @@ import select
 import socket
 import struct
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from served import GATEWAY, INTERNET, QUIET_S, World, dnsmasqs, serving, wait_for
+
+from ecompute.network import nat
 
 
 @pytest.fixture
@@ -259,3 +262,26 @@ def test_the_address_of_a_guest_that_went_is_given_to_the_next_one(world: World)
     assert former.dhcp()["ip"] == "10.0.0.5"
     host.remove_guest(former)
     assert host.add_guest("next", 5, mac="02:00:00:34:00:99").dhcp()["ip"] == "10.0.0.5"
+
+
+def test_one_guest_does_not_take_the_flows_of_all(world: World) -> None:
+    """Datagrams from 20,000 ports, in the namespaces of the test: few of them become flows."""
+    host = world.hosts[0]
+    greedy, other = host.add_guest("greedy", 5), host.add_guest("other", 6)
+    for guest in (greedy, other):
+        guest.settle()
+
+    def flows() -> int:
+        return int(host.space.run("cat", "/proc/sys/net/netfilter/nf_conntrack_count"))
+
+    with serving(world.internet):
+        assert other.ask(INTERNET) == host.underlay
+        before, began = flows(), time.monotonic()
+        with greedy.space.entered():
+            for port in range(1024, 21_024):
+                with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+                    asking.bind(("", port))
+                    asking.sendto(b"?", (INTERNET, 9))
+        took_s = time.monotonic() - began
+        assert 0 < flows() - before <= nat.FLOWS_AT_ONCE + nat.FLOWS_A_SECOND * (took_s + 1)
+        assert other.ask(INTERNET) == host.underlay
