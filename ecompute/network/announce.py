@@ -117,6 +117,7 @@ class Announcer:
     def _wire(self, device: str) -> socket.socket:
         if device not in self._wires:
             wire = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
+            wire.setblocking(False)  # what a device does not take now is sent again
             try:
                 wire.bind((device, 0))  # 0: it hears nothing
             except OSError:

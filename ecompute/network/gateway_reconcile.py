@@ -27,7 +27,7 @@ from ipaddress import AddressValueError, IPv4Address
 from msgspec.structs import replace
 
 from ecompute.cluster.documents import Network, NetworkHost, Port
-from ecompute.cluster.errors import CloudError, NetworkError
+from ecompute.cluster.errors import CloudError, NetworkError, Unavailable
 from ecompute.cluster.retries import Retries
 from ecompute.guest import told
 from ecompute.network import gateway
@@ -204,17 +204,23 @@ class GatewayReconciler:
             self._gateways.apply(changes, self._on_change)
         self._memory.forget(vni)
         if known.transit is not None:
-            self._keep_egress(None)
+            try:
+                self._keep_egress(None)
+            except Unavailable as error:  # the rules are others' as well, whose next look puts them right
+                log.warning("the rules of this host name network %d for a while yet: %s", vni, error)
         return changes
 
     def repair(self) -> None:
         """Put the rules of the host back, where somebody has taken them away.
 
         Raises:
-            NetworkError: the kernel refused them.
+            NetworkError: the kernel refused them, or it is not known what they are to be.
         """
-        if any(one.transit is not None for one in self._memory.all().values()):
-            self._keep_egress(None)
+        try:
+            if any(one.transit is not None for one in self._memory.all().values()):
+                self._keep_egress(None)
+        except Unavailable as error:
+            raise NetworkError(f"the rules of this host are not put back: {error}") from error
 
     def served(self) -> frozenset[int]:
         """Return the VNIs of networks that the metadata service knows, whatever else is there of them.

@@ -174,6 +174,19 @@ def test_a_name_that_takes_long_to_look_up_keeps_no_other_network_waiting(host: 
     assert host.egress.rules is not None and host.egress.rules.refused == {"192.0.2.99"}
 
 
+def test_a_network_goes_while_the_control_plane_has_no_address(host: Host) -> None:
+    host.ensure()
+    host.reconciler.ensure(structs.replace(NETWORK, uuid="m", vni=VNI + 1), [], [])
+    host.control_plane = _unknown
+    with pytest.raises(NetworkError, match="the rules of this host are not put back"):
+        host.reconciler.repair()
+    for vni in (VNI, VNI + 1):
+        assert host.egress.rules is not None
+        host.reconciler.remove(vni)
+    assert host.gateways.devices() == frozenset()
+    assert host.egress.rules is None
+
+
 def test_a_dnsmasq_that_does_not_start_is_an_error_and_keeps_nothing_else_from_being_done(host: Host) -> None:
     host.gateways.refuses = lambda change: isinstance(change, terms.StartService)
     with pytest.raises(NetworkError):
