@@ -298,12 +298,19 @@ def _of_tap(tap: Tap) -> list[Iterable[Json]]:
             [is_own_arp, _in(field("arp", "saddr ip"), four), ACCEPT],
             *([_in(source4, four), *rule] for rule in _asks_for(tap.mac)),
             [_in(source4, four), _goto("from-guest4")],
+            # It asks whether an address of its own is free (RFC 5227): of another's that would be a conflict.
+            [
+                match(field("arp", "operation"), "request"),
+                is_own_arp,
+                match(field("arp", "saddr ip"), NOBODY),
+                _in(field("arp", "daddr ip"), four),
+                ACCEPT,
+            ],
         ]
     return [
         *start,
         *own,
-        # It asks whether an address is free (RFC 5227), and for one of its own.
-        [match(field("arp", "operation"), "request"), is_own_arp, match(field("arp", "saddr ip"), NOBODY), ACCEPT],
+        # It asks for an address of its own.
         *(
             [
                 match(source4, NOBODY),

@@ -93,6 +93,7 @@ FORBIDDEN = {
     "ARP: its address is at another's MAC": asks(2, ME, MY_IP, inside=NEAR),
     "ARP: an answer from no address": asks(2, ME, "0.0.0.0"),
     "ARP: an address of the metadata service": asks(2, ME, "169.254.169.254"),
+    "ARP: is another's address free?": asks(1, ME, "0.0.0.0", NEAR_IP),
     "RARP": frame(BROADCAST, ME, 0x8035, arp(3, ME, MY_IP, MY_IP)),
     "IPv4 from another's address": four(ip(NEAR_IP)),
     "IPv4 from the gateway's": four(ip(GATEWAY)),
