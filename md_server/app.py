@@ -8,7 +8,9 @@ Threads: the server's workers, several at once.
 
 from __future__ import annotations
 
+import logging
 import time
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -29,6 +31,8 @@ TOKEN = "X-aws-ec2-metadata-token"  # noqa: S105 - a header's name
 TTL = "X-aws-ec2-metadata-token-ttl-seconds"
 PLAIN = "text/plain; charset=utf-8"
 
+log = logging.getLogger(__name__)
+
 
 def make(
     read: Told, key: bytes, *, now: Callable[[], float] = time.monotonic
@@ -46,7 +50,15 @@ def make(
     app.add_sink(Ec2(who, key, now), r"/(?P<path>.*)$")
     app.add_sink(OpenStack(who), r"/openstack(?:/(?P<path>.*))?$")  # the last one added is asked first
     app.set_error_serializer(_no_words)
+    app.add_error_handler(Exception, _unforeseen)
     return app
+
+
+def _unforeseen(req: falcon.Request, resp: falcon.Response, error: Exception, params: dict[str, Any]) -> None:
+    """Say where it was, and nothing that the guest has sent."""
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    log.error("nobody foresaw this: %s at %s:%s", type(error).__name__, where.filename, where.lineno)
+    raise falcon.HTTPInternalServerError
 
 
 def _no_words(req: falcon.Request, resp: falcon.Response, error: falcon.HTTPError) -> None:

@@ -1,7 +1,8 @@
 """Gives up what a server that reads what guests send has no use for: every capability, and getting any again.
 
 The files that it reads belong to the user as whom it runs, and its sockets come from elsewhere. A core of it would
-hold secrets: none is written.
+hold secrets: none is written. Nor is any file that is long: all that it writes is its log, of which no guest is to
+make more.
 
 To be called once, before there are threads.
 """
@@ -15,6 +16,8 @@ import resource
 _SET_DUMPABLE, _CAPBSET_DROP, _SET_NO_NEW_PRIVS = 4, 24, 38  # prctl(2)
 _LAST_CAPABILITY = 63
 _CAPABILITY_VERSION_3 = 0x20080522  # capset(2)
+
+LOG_LIMIT_BYTES = 1 << 20
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -30,6 +33,7 @@ def confine() -> None:
         OSError: the kernel refused it.
     """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (LOG_LIMIT_BYTES, LOG_LIMIT_BYTES))
     _prctl(_SET_NO_NEW_PRIVS, 1)
     _prctl(_SET_DUMPABLE, 0)
     for capability in range(_LAST_CAPABILITY + 1):

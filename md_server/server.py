@@ -3,7 +3,7 @@
 It opens no network socket itself and enters no namespace: `ecompute` opens them there and hands them over
 (`ecompute.guest.handing`), while this runs. So it forks no workers, which could take no new sockets. One thread
 waits for all connections (waitress's loop); a few answer, once a request has come in as a whole. A guest has a few
-connections and no more, so that no guest keeps another from being answered.
+connections and no more, each for a time (`md_server.connections`), so that no guest keeps another from being answered.
 
 Whoever hands sockets over must be of the user that this runs as. It has no capabilities (`confine`). What is asked
 and answered is not logged.
@@ -21,7 +21,7 @@ import secrets
 import socket
 import struct
 import sys
-from collections import Counter
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -29,23 +29,23 @@ from typing import Any
 import msgspec
 from waitress import wasyncore
 from waitress.adjustments import Adjustments
-from waitress.server import TcpWSGIServer
 from waitress.task import ThreadedTaskDispatcher
 
 from ecompute.guest import handing, told
-from md_server import app
+from md_server import app, connections
+from md_server.connections import NetworkServer
 from md_server.told import Told
 
 THREADS = 4
-CONNECTIONS_A_CALLER = 16
-REQUEST_TIMEOUT_S = 20
+REQUEST_TIMEOUT_S = 20.0
+"""From the end of a request, or the opening of its connection, until the answer to the next one is there."""
 HEADER_LIMIT_BYTES = 8192
 BODY_LIMIT_BYTES = 4096
 SWITCH_S = 0.0002
 """How long a thread waits for another one that computes. A worker looks at files, which gives Python's lock away: it
 would get that back after 5 ms, Python's own value, while it answers within 0.2."""
-WAIT_S = 30.0
-"""The loop looks at least so often for connections that nothing comes from."""
+SWEEPS = 4
+"""In the time of a request, the loop looks so often for connections whose time is over."""
 
 WsgiApp = Callable[[dict[str, Any], Any], Iterable[bytes]]
 log = logging.getLogger(__name__)
@@ -59,38 +59,20 @@ class AlreadyRuns(Exception):
     """Another one serves the same directory."""
 
 
-class NetworkServer(TcpWSGIServer):  # type: ignore[misc]
-    """Answers on one socket of one network."""
-
-    def handle_accept(self) -> None:
-        before = set(self.active_channels)
-        super().handle_accept()
-        callers = Counter(channel.addr[0] for channel in self.active_channels.values())
-        for number in set(self.active_channels) - before:
-            channel = self.active_channels[number]
-            if callers[channel.addr[0]] > CONNECTIONS_A_CALLER:
-                channel.handle_close()
-
-    def end(self) -> None:
-        for channel in list(self.active_channels.values()):
-            channel.handle_close()
-        self.close()
-
-
 class Server:
     """
     Args:
         state: the state directory of `ecompute`.
+        request_timeout_s: a connection is reset that takes longer for a request.
     """
 
-    def __init__(self, state: Path) -> None:
+    def __init__(self, state: Path, *, request_timeout_s: float = REQUEST_TIMEOUT_S) -> None:
+        self._request_timeout_s = request_timeout_s
         self._directory = told.directory_of(state)
         self._map: dict[int, Any] = {}
         self._app = app.make(Told(state), secrets.token_bytes(32))
         self._settings = Adjustments(
             threads=THREADS,
-            channel_timeout=REQUEST_TIMEOUT_S,
-            cleanup_interval=REQUEST_TIMEOUT_S // 2,
             connection_limit=1 << 20,  # counted a caller, by us
             max_request_header_size=HEADER_LIMIT_BYTES,
             max_request_body_size=BODY_LIMIT_BYTES,
@@ -100,7 +82,7 @@ class Server:
             expose_tracebacks=False,
         )
         self._workers = ThreadedTaskDispatcher()
-        self._workers.queue_logger.setLevel(logging.ERROR)
+        connections.say_nothing()
         self._networks: dict[int, tuple[str, list[NetworkServer]]] = {}
 
     def run(self, ready: Callable[[], None] = lambda: None) -> None:
@@ -134,13 +116,24 @@ class Server:
             log.info("serving %s", self._directory)
             ready()
             try:
-                while True:
-                    wasyncore.loop(timeout=WAIT_S, use_poll=True, map=self._map, count=1)
+                self._loop()
             except Ended:
                 log.info("nothing is served any more")
             finally:
                 path.unlink(missing_ok=True)
                 self._workers.shutdown(timeout=1)
+
+    def _loop(self) -> None:
+        pause_s = self._request_timeout_s / SWEEPS
+        due_s = time.monotonic()
+        while True:
+            wasyncore.loop(timeout=pause_s, use_poll=True, map=self._map, count=1)
+            now_s = time.monotonic()
+            if now_s >= due_s:
+                due_s = now_s + pause_s
+                for _, servers in self._networks.values():
+                    for server in servers:
+                        server.reset_since(now_s - self._request_timeout_s)
 
     def answer(self, question: handing.Question, sockets: list[socket.socket]) -> handing.Answer:
         """Do what is asked. Sockets that are not kept are closed.
