@@ -18,6 +18,7 @@ import select
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Collection, Iterator
 from typing import Protocol
 
@@ -25,6 +26,8 @@ from ecompute.network import names
 
 SETTLE_S = 0.05
 """One change is many messages."""
+LONGEST_SETTLE_S = 1.0
+"""Where devices come and go all the time, it is told all the same."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 300.0
 """Before it is listened for again, where that failed."""
 
@@ -130,10 +133,11 @@ class NetlinkAlarms:
         while end not in _ready([end, *both]):
             gone: set[int | None] = set()
             is_changed = False
+            until = time.monotonic() + LONGEST_SETTLE_S
             while not _ready([end], 0):
                 gone |= deleted(_messages(devices))
                 is_changed = self._is_about_ours(_messages(rules)) or is_changed
-                if not _ready(both, SETTLE_S):
+                if time.monotonic() > until or not _ready(both, SETTLE_S):
                     break
             self._tell(gone, is_changed=is_changed)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import struct
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -128,6 +129,30 @@ def test_where_the_kernel_could_not_tell_all_of_it_any_network_may_be_meant(host
     finally:
         is_free.set()
         alarms.close()
+
+
+def test_what_happens_all_the_time_keeps_nothing_from_being_told(hosts: Any) -> None:
+    host, heard, is_over = hosts[0], Heard(), threading.Event()
+    host.ensure()
+    devices, noise = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+
+    def rustle() -> None:
+        new_link = struct.pack("=IHHII", 16, 16, 0, 0, 0)
+        while not is_over.wait(0.005):
+            noise.send(new_link)
+
+    alarms = NetlinkAlarms(TABLE, subscribe=lambda kind, group: devices if kind == 0 else subscribed(kind, group))
+    rustling = threading.Thread(target=rustle)
+    host.do(lambda: alarms.start(heard.device, heard.table))
+    try:
+        rustling.start()
+        host.space.run("nft", "add", "chain", "bridge", TABLE, "another")
+        heard.wait(lambda: heard.rules > 0)
+    finally:
+        is_over.set()
+        rustling.join()
+        alarms.close()
+        noise.close()
 
 
 def test_a_socket_that_fails_is_opened_again_and_any_network_may_be_meant_meanwhile(hosts: Any) -> None:
