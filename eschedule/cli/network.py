@@ -113,7 +113,8 @@ def create(
             gateway=gateway,
             mtu=mtu,
         )
-        made = Networks.of(cloud).create(settings.namespace, request).value
+        networks = Networks.of(cloud, warn=lambda note: say(f"warning: {note}"))
+        made = networks.create(settings.namespace, request).value
         lacking = None if made.physical is None or _is_anywhere(cloud, made.physical) else made.physical
     show_one(describe(made), output)
     if lacking is not None:

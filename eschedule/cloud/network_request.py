@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from ecompute.cluster.addressing import check_address, gateway_address, mtu_over, parse_cidr
+from ecompute.cluster.addressing import check_address, gateway_address, parse_cidr
 from ecompute.cluster.addressing6 import parse_cidr6
-from ecompute.cluster.documents import Node
 from ecompute.cluster.errors import InvalidInput, one_line
 from ecompute.cluster.given import check_physical
 from eschedule.cloud import references
@@ -132,38 +130,3 @@ def check_domain(domain: str) -> str:
             f"{one_line(domain, 80)!r} is no domain", hint="write it like lab.internal, letters, digits and hyphens"
         )
     return usual
-
-
-def check_underlay(request: NetworkRequest, nodes: Iterable[Node]) -> None:
-    """See that no host is reached at an address that would be a guest's.
-
-    Raises:
-        InvalidInput: one is.
-    """
-    ranges = [ipaddress.ip_network(cidr) for cidr in (request.cidr, request.cidr6) if cidr is not None]
-    for node in nodes:
-        try:
-            underlay = ipaddress.ip_address(node.underlay)
-        except ValueError:
-            continue
-        for cidr in ranges:
-            if underlay in cidr:
-                raise InvalidInput(
-                    f"{cidr} overlaps the underlay: host {node.name} is {underlay}", hint="choose another range"
-                )
-
-
-def mtu_of(request: NetworkRequest, nodes: Iterable[Node]) -> int:
-    """Return the MTU in bytes: what the narrowest underlay leaves, or what a physical network has.
-
-    Raises:
-        InvalidInput: it is too small for IPv6.
-    """
-    if request.mtu is not None:
-        return request.mtu
-    mtu = mtu_over(min((node.underlay_mtu for node in nodes), default=PHYSICAL_MTU))
-    if request.cidr6 is not None and mtu < SMALLEST_MTU6:
-        raise InvalidInput(
-            f"the underlay leaves an MTU of {mtu}, and IPv6 needs {SMALLEST_MTU6}", hint="leave the IPv6 range out"
-        )
-    return mtu

@@ -13,6 +13,7 @@ Safe from several threads.
 
 from __future__ import annotations
 
+import logging
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -49,7 +50,8 @@ from ecompute.cluster.store import (
     unchanged,
 )
 from eschedule.cloud import references
-from eschedule.cloud.network_request import NetworkRequest, check, check_name, check_underlay, mtu_of
+from eschedule.cloud.network_request import NetworkRequest, check, check_name
+from eschedule.cloud.underlays import believed, check_underlays, mtu_of
 
 if TYPE_CHECKING:
     from eschedule.cloud.connection import Cloud
@@ -63,6 +65,8 @@ SEGMENTS_NAMESPACE = "system"
 VNI_FIRST = 4096
 VNI_LAST = 2**24 - 1
 TRIES = 32
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -84,33 +88,43 @@ class Networks:
 
     Args:
         now: seconds since 1970.
+        warn: told, in one line each, what is odd about hosts where a network is made.
     """
 
-    def __init__(self, store: Store, *, rng: random.Random | None = None, now: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        store: Store,
+        *,
+        rng: random.Random | None = None,
+        now: Callable[[], float] = time.time,
+        warn: Callable[[str], None] = log.warning,
+    ) -> None:
         self._store = store
+        self._warn = warn
         self._rng = rng or random.Random()  # noqa: S311 - spreads choices, guards nothing
         self._now = now
 
     @classmethod
-    def of(cls, cloud: Cloud) -> Networks:
-        return cls(cloud.store)
+    def of(cls, cloud: Cloud, *, warn: Callable[[str], None] = log.warning) -> Networks:
+        return cls(cloud.store, warn=warn)
 
     # --- made ----------------------------------------------------------------------------------
 
-    def create(self, namespace: str, request: NetworkRequest, *, guard: Compare | None = None) -> Versioned[Network]:
+    def create(
+        self, namespace: str, request: NetworkRequest, *, guard: Compare | None = None, is_default: bool = False
+    ) -> Versioned[Network]:
         """Make a network.
 
         Args:
             guard: compared besides; None: the incarnation of the data, which is read.
+            is_default: its range is the configuration's, and nobody chose it now.
 
         Raises:
             InvalidInput: there can be no such network.
             Conflict: the namespace has a default network already, or the bridge and VLAN have one.
         """
         request = check(request)
-        nodes = [item.value for item in self._store.list(keys.NODES, Node).items]
-        check_underlay(request, nodes)
-        mtu = mtu_of(request, nodes)
+        mtu = self._mtu(request, is_default=is_default)
         for _ in range(TRIES):
             guarded = unchanged(incarnation_of(self._store)) if guard is None else guard
             try:
@@ -136,7 +150,7 @@ class Networks:
             if found is not None:
                 return found
             try:
-                return self.create(namespace, NetworkRequest(name=DEFAULT_NAME, cidr=str(cidr)), guard=guard)
+                return self.create(namespace, NetworkRequest(DEFAULT_NAME, str(cidr)), guard=guard, is_default=True)
             except DefaultExists:
                 continue  # somebody else was first
             except InvalidInput as error:
@@ -250,6 +264,19 @@ class Networks:
         raise Conflict(f"network {ref} keeps changing", hint="try again")
 
     # --- inside --------------------------------------------------------------------------------
+
+    def _mtu(self, request: NetworkRequest, *, is_default: bool) -> int:
+        """Return the MTU of a network, once it is seen that it can be on these hosts.
+
+        Raises:
+            InvalidInput: it cannot.
+        """
+        underlays, odd = believed(item.value for item in self._store.list(keys.NODES, Node).items)
+        odd += check_underlays(request, underlays, is_default=is_default)
+        mtu, narrow = mtu_of(request, underlays, is_default=is_default)
+        for note in (*odd, *narrow):
+            self._warn(note)
+        return mtu
 
     def _make(self, namespace: str, request: NetworkRequest, mtu: int, guard: Compare) -> Versioned[Network]:
         """Make a network that was checked.

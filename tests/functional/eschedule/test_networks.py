@@ -8,6 +8,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from msgspec.structs import replace
 
 from ecompute.cluster import keys
 from ecompute.cluster.documents import (
@@ -18,6 +19,7 @@ from ecompute.cluster.documents import (
     Network,
     NetworkHost,
     NetworkKind,
+    Node,
     Port,
     State,
     Vni,
@@ -197,6 +199,34 @@ def test_a_default_range_that_overlaps_the_underlay_is_said_to_be_the_configurat
     with Cloud(wrong) as cloud, pytest.raises(InvalidInput, match=r"overlaps the underlay.*default_network"):
         Launcher(cloud).launch(make_request())
     assert (host.claims(), all_keys()) == ({}, set())
+
+
+@pytest.mark.parametrize(
+    ("said", "what"),
+    [
+        ({"underlay": "10.10.0.7"}, "overlaps the underlay that host bad says it has, 10.10.0.7"),
+        ({"underlay": "nonsense"}, "its underlay cannot be 'nonsense'"),
+        ({"underlay_mtu": 20}, "its underlay cannot have an MTU of 20"),
+        ({"underlay_mtu": 600}, "an underlay of 600 leaves no network an MTU of 576"),
+    ],
+    ids=str,
+)
+def test_one_hosts_word_keeps_nobody_from_a_default_network(
+    store: Store,
+    host: Any,
+    cloud: Cloud,
+    make_request: Callable[..., Any],
+    caplog: pytest.LogCaptureFixture,
+    said: dict[str, Any],
+    what: str,
+) -> None:
+    honest = store.get(keys.node(host.provider), Node)
+    assert honest is not None
+    bad = replace(honest.value, provider=str(uuid4()), name="bad", **said)
+    store.commit([], [Put(keys.node(bad.provider), bad)])
+    interface = instance_of(store, Launcher(cloud).launch(make_request())).spec.interfaces[0]
+    assert interface.mtu == 1450
+    assert what in caplog.text
 
 
 def test_a_bridge_and_vlan_is_one_network(networks: Networks, create: Callable[..., Network]) -> None:

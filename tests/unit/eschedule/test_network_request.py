@@ -8,22 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ecompute.cluster.documents import Node, timestamp
 from ecompute.cluster.errors import InvalidInput
-from eschedule.cloud.network_request import NetworkRequest, check, check_domain, check_name, check_underlay, mtu_of
-
-
-def node(underlay: str, mtu: int = 1500) -> Node:
-    return Node(
-        provider="p",
-        name="host-1",
-        underlay=underlay,
-        underlay_mtu=mtu,
-        accelerator="tcg",
-        hypervisor="none",
-        version="0",
-        reported_at=timestamp(0),
-    )
+from eschedule.cloud.network_request import NetworkRequest, check, check_domain, check_name
 
 
 def test_all_is_on_and_the_gateway_is_the_first_address() -> None:
@@ -97,20 +83,3 @@ def test_a_name_is_one_that_a_command_line_and_a_key_can_hold(name: str) -> None
 
 def test_a_domain_is_kept_as_dns_has_it() -> None:
     assert check_domain(" Lab.Internal. ") == "lab.internal"
-
-
-def test_a_range_with_a_hosts_own_address_is_refused_whatever_else_it_is() -> None:
-    nodes = [node("192.0.2.7"), node("not an address")]
-    check_underlay(NetworkRequest("web", "10.1.0.0/24"), nodes)
-    for request in (NetworkRequest("web", "192.0.2.0/24"), NetworkRequest("lan", "192.0.2.0/24", physical="lan")):
-        with pytest.raises(InvalidInput, match=r"192\.0\.2\.0/24 overlaps the underlay: host host-1 is 192\.0\.2\.7"):
-            check_underlay(request, nodes)
-
-
-def test_the_mtu_is_what_the_narrowest_underlay_leaves() -> None:
-    request = NetworkRequest("web", "10.1.0.0/24")
-    assert mtu_of(request, [node("192.0.2.7", 9000), node("192.0.2.8", 1500)]) == 1450
-    assert mtu_of(request, []) == 1450
-    assert mtu_of(NetworkRequest("lan", physical="lan", mtu=9000), [node("192.0.2.8")]) == 9000
-    with pytest.raises(InvalidInput, match="leaves an MTU of 1270, and IPv6 needs 1280"):
-        mtu_of(NetworkRequest("web", "10.1.0.0/24", cidr6="fd00::/64"), [node("192.0.2.8", 1320)])
