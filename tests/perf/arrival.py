@@ -7,13 +7,12 @@ host that was none; both go again, uncounted.
 
 from __future__ import annotations
 
-import resource
 import statistics
 import sys
 from dataclasses import dataclass, field
 
 from counted import counted
-from figures import Figure, figure
+from figures import Figure, cpu_ms, figure
 from lab import Host, a_network, a_world
 
 from ecompute.cluster.documents import Network, NetworkHost, Port
@@ -113,10 +112,10 @@ def _rounds(cloud: Cloud, spent: dict[str, Spent], rounds: int) -> None:
             else:
                 cloud.ports = [*ports, cloud.port(len(ports), len(members))]
                 cloud.members = [*members, cloud.member(len(members))]
-            before = _cpu_ms()
+            before = cpu_ms()
             with counted() as asked:
                 cloud.follow()
-            into.cpu_ms.append(_cpu_ms() - before)
+            into.cpu_ms.append(cpu_ms() - before)
             into.messages.append(asked.messages)
             into.size_kib.append(asked.size_bytes / 1024)
             into.programs.append(len(asked.programs))
@@ -125,9 +124,3 @@ def _rounds(cloud: Cloud, spent: dict[str, Spent], rounds: int) -> None:
     for into in spent.values():  # the first round has loaded what was not needed before
         for values in (into.messages, into.size_kib, into.programs, into.cpu_ms):
             del values[0]
-
-
-def _cpu_ms() -> float:
-    """Return what this process and the programs that it started have taken."""
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(one.ru_utime + one.ru_stime for one in used) * 1000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import statistics
 import time
 from collections.abc import Iterator, Sequence
@@ -52,6 +53,12 @@ def timed(into: list[float]) -> Iterator[None]:
     began = time.monotonic()
     yield
     into.append((time.monotonic() - began) * 1000)
+
+
+def cpu_ms() -> float:
+    """Return the CPU time that this process and the programs that it has run have taken."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used) * 1000
 
 
 def table(figures: Sequence[Figure]) -> str:

@@ -14,7 +14,7 @@ import wire
 from arrival import Cloud, arrival
 from asked import asked
 from by_hand import ByHand
-from figures import Figure, figure, timed
+from figures import Figure, cpu_ms, figure, timed
 from lab import Host, a_network, a_world
 from msgspec import structs
 
@@ -55,6 +55,7 @@ def up(rounds: int) -> list[Figure]:
     """Bring a network up on a host: the first one, and one beside another that is there."""
     networks = [a_network(uuid=f"n{vni}", vni=vni) for vni in (FIRST, SECOND)]
     took: dict[str, tuple[list[float], list[float]]] = {"the first": ([], []), "one more": ([], [])}
+    used: dict[str, tuple[list[float], list[float]]] = {which: ([], []) for which in took}
     with contextlib.ExitStack() as stack:
         world = stack.enter_context(a_world())
         ours, other = world.hosts
@@ -73,24 +74,32 @@ def up(rounds: int) -> list[Figure]:
             ours.mesh.ensure(mesh.wanted(network, ours.provider, ports, hosts))
             ours.gateways.ensure(network, ports, hosts)
 
-        def one(which: str, our_way: Callable[[], None], raw_way: Callable[[], None]) -> None:
-            for into, host, way in zip(took[which], (ours, raw), (our_way, raw_way), strict=True):
-                with host.space.entered(), timed(into):
+        def one(which: str, our_way: Callable[[], None], raw_way: Callable[[], None], turn: int) -> None:
+            ways = list(zip(took[which], used[which], (ours, raw), (our_way, raw_way), strict=True))
+            for times, cpu, host, way in ways[:: (1, -1)[turn % 2]]:
+                before = cpu_ms()
+                with host.space.entered(), timed(times):
                     way()
+                cpu.append(cpu_ms() - before)
 
         for number in range(-1, rounds):
             print(f"  network-up: round {number + 1} of {rounds}", file=sys.stderr)
             with contextlib.ExitStack() as down:
                 down.callback(lambda: ours.do(lambda: [_leave(ours, network.vni) for network in networks[::-1]]))
                 down.callback(lambda: raw.do(lambda: [way.down() for way in (second, first)]))
-                one("the first", lambda: raise_ours(networks[0]), first.up)
-                one("one more", lambda: raise_ours(networks[1]), second.up)
+                one("the first", lambda: raise_ours(networks[0]), first.up, number)
+                one("one more", lambda: raise_ours(networks[1]), second.up, number)
             if number < 0:  # nothing had been loaded yet
-                for times in took.values():
-                    for into in times:
-                        into.clear()
+                for into in (*took.values(), *used.values()):
+                    for values in into:
+                        values.clear()
     return [
-        figure(f"a network brought up, {which} / by hand", *times, "ms", "≤ 1.5 x") for which, times in took.items()
+        made
+        for which in took
+        for made in (
+            figure(f"a network brought up, {which} / by hand", *took[which], "ms", "≤ 1.5 x"),
+            figure(f"a network brought up, {which} / by hand: CPU", *used[which], "ms", "-"),
+        )
     ]
 
 
