@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -67,6 +67,10 @@ class FakeLinks:
         with self._lock:
             found = self._of(vni)
             return FoundNetwork(vni, bridge=found.bridge, vxlan=found.vxlan, vlan=found.vlan)
+
+    def apply_entries(self, changes: Sequence[terms.EntryChange]) -> None:
+        for change in changes:
+            self.apply(change)
 
     def apply(self, change: terms.LinkChange) -> None:
         with self._lock:

@@ -20,6 +20,8 @@ import threading
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import groupby
+from typing import cast
 
 from ecompute.cluster.errors import NetworkError
 from ecompute.cluster.undo import Undo
@@ -27,7 +29,17 @@ from ecompute.network import names
 from ecompute.network.filter import Filter, FilterState
 from ecompute.network.links import Links
 from ecompute.network.plan import guests, left_to_others, part, plan
-from ecompute.network.terms import AddVxlan, Change, FoundNetwork, Guard, Physical, Tap, Unguard, WantedNetwork
+from ecompute.network.terms import (
+    AddVxlan,
+    Change,
+    EntryChange,
+    FoundNetwork,
+    Guard,
+    Physical,
+    Tap,
+    Unguard,
+    WantedNetwork,
+)
 
 
 class NetworkReconciler:
@@ -199,13 +211,23 @@ class NetworkReconciler:
         return changes
 
     def _apply(self, changes: tuple[Change, ...]) -> None:
-        for change in changes:
-            match change:
-                case Guard(own):
-                    self._filter.put(own)
-                case Unguard(vni):
-                    self._filter.drop(vni)
-                case _:
-                    self._links.apply(change)
-            if self._on_change is not None:
-                self._on_change(change)
+        for is_entry, group in groupby(changes, key=lambda change: isinstance(change, EntryChange)):
+            if is_entry:
+                entries = cast("list[EntryChange]", list(group))
+                self._links.apply_entries(entries)
+                for entry in entries:
+                    self._tell(entry)
+                continue
+            for change in group:
+                match change:
+                    case Guard(own):
+                        self._filter.put(own)
+                    case Unguard(vni):
+                        self._filter.drop(vni)
+                    case _:
+                        self._links.apply(change)
+                self._tell(change)
+
+    def _tell(self, change: Change) -> None:
+        if self._on_change is not None:
+            self._on_change(change)

@@ -297,6 +297,8 @@ class DropNeighbour:
     address: str
 
 
+EntryChange: TypeAlias = PutEntry | DropEntry | PutNeighbour | DropNeighbour
+"""Of which there may be tens of thousands."""
 LinkChange: TypeAlias = (
     AddBridge
     | TuneBridge
@@ -311,9 +313,6 @@ LinkChange: TypeAlias = (
     | SetMtu
     | Harden
     | SetUp
-    | PutEntry
-    | DropEntry
-    | PutNeighbour
-    | DropNeighbour
+    | EntryChange
 )
 Change: TypeAlias = Guard | Unguard | LinkChange

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ecompute.cluster.documents import Network, NetworkHost, Port
-from ecompute.network import gateway, guard, inside, links, mesh, names, netlink, netns, nft, outside, reading
+from ecompute.network import gateway, guard, inside, mesh, names, netlink, netns, nft, outside, reading
 from ecompute.network.dnsmasq import LAN, Paths
 from ecompute.network.egress import TABLES as HOST_TABLES
 from ecompute.network.egress import HostRules
@@ -27,6 +27,8 @@ from ecompute.network.tables import commands, objects
 from ecompute.network.terms import FoundNetwork
 
 TRANSIT = "169.254.9.9"
+_SELF, _PERMANENT_NOARP = 0x02, 0xC0
+"""NTF_SELF; NUD_PERMANENT | NUD_NOARP"""
 DEVICE = "eth0"
 
 
@@ -103,7 +105,7 @@ class ByHand:
         here.link("set", index=index, master=bridge_index)
         for mac, underlay in self.mesh.forwarding():
             command = "append" if mac == names.ZEROS else "replace"
-            here.fdb(command, **links._entry(vni, mac, underlay))
+            here.fdb(command, ifindex=index, lladdr=mac, dst=underlay, flags=_SELF, state=_PERMANENT_NOARP)
         for address, mac in self.mesh.neighbours:
             here.neigh("replace", ifindex=index, dst=address, lladdr=mac, state=netlink.PERMANENT)
         here.link("set", index=bridge_index, state="up")

@@ -524,3 +524,30 @@ def test_netlink_neither_forks_nor_starts_threads_nor_keeps_descriptors(
         use()
     assert len(os.listdir("/proc/self/task")) <= tasks
     assert len(os.listdir("/proc/self/fd")) <= descriptors
+
+
+def test_entries_and_neighbours_by_the_hundred_are_put_and_dropped_at_once(links: Links) -> None:
+    links.apply(terms.AddVxlan(VNI, LOCAL, 1450))
+    count = 300
+    macs = [f"02:00:00:00:{n >> 8:02x}:{n & 255:02x}" for n in range(count)]
+    addresses = [f"10.50.{n >> 8}.{n & 255}" for n in range(count)] + [f"fd00::{n:x}" for n in range(1, count)]
+    entries = {*((mac, "192.0.2.2") for mac in macs), (names.ZEROS, "192.0.2.2"), (names.ZEROS, "192.0.2.3")}
+    neighbours = {(address, MAC) for address in addresses}
+    put = [
+        *(terms.PutEntry(VNI, *one) for one in sorted(entries)),
+        *(terms.PutNeighbour(VNI, *one) for one in sorted(neighbours)),
+    ]
+    for _ in range(2):
+        links.apply_entries(put)
+        assert (links.found(VNI).entries, links.found(VNI).neighbours) == (entries, neighbours)
+    links.apply_entries([terms.PutEntry(VNI, macs[0], "192.0.2.3"), terms.DropEntry(VNI, macs[1], "192.0.2.2")])
+    assert links.found(VNI).entries == entries - {(mac, "192.0.2.2") for mac in macs[:2]} | {(macs[0], "192.0.2.3")}
+    drop: list[terms.EntryChange] = [terms.DropNeighbour(VNI, address) for address in addresses]
+    for _ in range(2):
+        links.apply_entries(drop)
+        assert links.found(VNI).neighbours == frozenset()
+
+
+def test_an_entry_among_others_that_is_refused_is_an_error(links: Links) -> None:
+    with pytest.raises(NetworkError):
+        links.apply_entries([terms.DropNeighbour(VNI, "10.50.0.5"), terms.PutNeighbour(VNI, "10.50.0.5", MAC)])

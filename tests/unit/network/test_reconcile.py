@@ -40,6 +40,8 @@ class Dying:
         self._budget = budget
 
     def __getattr__(self, name: str) -> Any:
+        if name == "apply_entries":  # a batch may be cut anywhere
+            return lambda changes: [self.apply(change) for change in changes]
         attribute = getattr(self._alive, name)
         if name not in ("apply", "put", "drop"):
             return attribute
