@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -31,7 +32,7 @@ def counted() -> Iterator[Asked]:
     def count(self: socket.socket, data: Any, *others: Any) -> int:
         if self.family == socket.AF_NETLINK:
             with lock:
-                asked.messages += 1
+                asked.messages += _messages(data)
                 asked.size_bytes += len(data)
         return send(self, data, *others)
 
@@ -45,3 +46,12 @@ def counted() -> Iterator[Asked]:
         yield asked
     finally:
         socket.socket.send, subprocess.run = send, run  # type: ignore[method-assign]
+
+
+def _messages(data: Any) -> int:
+    """Return how many messages are in one piece: each begins with its length (netlink(7))."""
+    count, offset = 0, 0
+    while offset + 16 <= len(data):
+        offset += (int.from_bytes(bytes(data[offset : offset + 4]), sys.byteorder) + 3) & ~3
+        count += 1
+    return count

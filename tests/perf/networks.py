@@ -110,10 +110,16 @@ def compare(rounds: int) -> list[Figure]:
     wanted = partial(mesh.wanted, cloud.network, cloud.host.provider, hosts=cloud.members)
     before = wanted(ports=cloud.ports)
     links = FakeLinks()
-    for change in plan(before, FoundNetwork(cloud.network.vni)):
+    devices = replace(before, peers=frozenset(), entries=frozenset(), neighbours=frozenset())
+    for change in plan(devices, FoundNetwork(cloud.network.vni)):
         if not isinstance(change, Guard):
             links.apply(change)
-    found = replace(links.found(cloud.network.vni), is_guarded=True)
+    found = replace(
+        links.found(cloud.network.vni),
+        entries=before.forwarding(),
+        neighbours=before.neighbours,
+        is_guarded=True,
+    )
     moved = structs.replace(cloud.ports[1], provider=cloud.members[2].provider, epoch=2)
     ports = [cloud.ports[0], moved, *cloud.ports[2:]]
     took = []
