@@ -458,12 +458,13 @@ class Memberships:
             target = wanted(network.value, self._provider, all_ports, all_hosts, self._bridges)
             for problem in target.problems:
                 log.warning("network %s: %s; it is passed over", uuid, problem)
-            if is_scan:
-                self._reconciler.ensure(target)
-            else:
-                self._reconciler.follow(target)
-            if network.value.kind is NetworkKind.VIRTUAL:
-                self._serve(network.value, all_ports, all_hosts, is_scan=is_scan, needs_gateway=needs_gateway)
+            with self._reconciler.session():
+                if is_scan:
+                    self._reconciler.ensure(target)
+                else:
+                    self._reconciler.follow(target)
+                if network.value.kind is NetworkKind.VIRTUAL:
+                    self._serve(network.value, all_ports, all_hosts, is_scan=is_scan, needs_gateway=needs_gateway)
 
     def _serve(
         self, network: Network, ports: list[Port], hosts: list[NetworkHost], *, is_scan: bool, needs_gateway: bool

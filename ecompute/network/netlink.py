@@ -144,7 +144,7 @@ def has(link: Any, wanted: Mapping[str, int]) -> bool:
 
 def dress(netlink: Any, name: str, mtu: int, mac: str | None = None) -> None:
     """Give a device its MTU and MAC. One that gets its MAC, even the same again, forgets its neighbours."""
-    found_mtu, found_mac = _dress_of(name)
+    found_mtu, found_mac = dress_of(name)
     changed: dict[str, Any] = {"mtu": mtu} if found_mtu != mtu else {}
     if mac not in (None, found_mac):
         changed |= {"address": mac}
@@ -152,7 +152,7 @@ def dress(netlink: Any, name: str, mtu: int, mac: str | None = None) -> None:
         netlink.link("set", index=index(name), **changed)
 
 
-def _dress_of(name: str) -> tuple[int, str]:
+def dress_of(name: str) -> tuple[int, str]:
     """Return the MTU and MAC of a device (netdevice(7)): a hundredth of what netlink takes to tell all of it."""
     request = struct.pack("16s24x", name.encode())
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:

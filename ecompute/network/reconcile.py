@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from itertools import groupby
 from typing import cast
@@ -56,6 +56,10 @@ class NetworkReconciler:
         self._starting: set[str] = set()
         self._left: dict[int, tuple[frozenset[Tap], FoundNetwork]] = {}
         """What the last call has left of a network, and the taps that were wanted."""
+
+    def session(self) -> AbstractContextManager[None]:
+        """Let this thread's calls inside, and those for the network's gateway, share one socket."""
+        return self._links.session()
 
     @contextmanager
     def starting(self, taps: Iterable[str]) -> Iterator[None]:

@@ -6,6 +6,7 @@ Any thread may call this; it is about the network namespace of the thread that c
 from __future__ import annotations
 
 import socket
+from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import Any, cast
@@ -36,14 +37,14 @@ def pick(addresses: dict[str, Address], configured: str) -> Address:
 
 
 def read(netlink: Any) -> dict[str, Address]:
-    """Return the host's IPv4 addresses."""
-    links = {link["index"]: link for link in netlink.link("dump", ext_mask=kernel.SKIP_STATS)}
+    """Return the host's IPv4 addresses. Of its devices, which are many, only those that have one are looked at."""
     addresses = {}
     for address in netlink.addr("dump", family=socket.AF_INET):
-        link = links.get(address["index"])
-        if link is not None:
-            ip = address.get_attr("IFA_LOCAL") or address.get_attr("IFA_ADDRESS")
-            addresses[ip] = Address(ip, link.get_attr("IFLA_IFNAME"), link.get_attr("IFLA_MTU"))
+        ip = address.get_attr("IFA_LOCAL") or address.get_attr("IFA_ADDRESS")
+        with suppress(OSError):  # the device may be gone meanwhile
+            name = socket.if_indextoname(address["index"])
+            mtu, _ = kernel.dress_of(name)
+            addresses[ip] = Address(ip, name, mtu)
     return addresses
 
 

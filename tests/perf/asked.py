@@ -127,7 +127,7 @@ def asked(directory: Path, rounds: int) -> list[Figure]:
     with contextlib.ExitStack() as stack:
         hello = stack.enter_context(_hello())
         metadata = HostMetadata(state)
-        stack.callback(lambda: HostMetadata(state).sweep(()))  # it ends with the last network
+        stack.callback(lambda: HostMetadata(state).served())  # which ends it where nothing is served
         stack.callback(metadata.close)
         places: list[Place] = []
         for count in NETWORKS:

@@ -71,8 +71,9 @@ def up(rounds: int) -> list[Figure]:
 
         def raise_ours(network: Network) -> None:
             ports, hosts = guests_of(ours, other, network)
-            ours.mesh.ensure(mesh.wanted(network, ours.provider, ports, hosts))
-            ours.gateways.ensure(network, ports, hosts)
+            with ours.mesh.session():
+                ours.mesh.ensure(mesh.wanted(network, ours.provider, ports, hosts))
+                ours.gateways.ensure(network, ports, hosts)
 
         def one(which: str, our_way: Callable[[], None], raw_way: Callable[[], None], turn: int) -> None:
             ways = list(zip(took[which], used[which], (ours, raw), (our_way, raw_way), strict=True))
