@@ -13,7 +13,6 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 from uuid import uuid4
 
 from ecompute.cluster.errors import (
@@ -32,7 +31,7 @@ from ecompute.cluster.placement import CandidatesQuery, candidates_query
 from ecompute.cluster.store import Compare
 from ecompute.cluster.upkeep.finish import Finisher
 from eschedule.cloud.connection import who
-from eschedule.cloud.ports import Draft, Lost
+from eschedule.cloud.ports import Lost
 from eschedule.scheduler.batch import Batch, Placed, admin_unchanged
 from eschedule.scheduler.beside import Beside, BesideChanged, Rows
 from eschedule.scheduler.facts import Target
@@ -302,53 +301,36 @@ class GangLauncher(Launcher):
     # --- requests ------------------------------------------------------------------------------
 
     def _request_all(self, gang: Gang, claim: GangClaim, placed: Sequence[Placed]) -> dict[str, Target]:
-        """Write all requests; return the hosts as they were compared.
-
-        While one transaction is on its way the next is made, which is worth nothing if that one fails.
-        """
+        """Write all requests; return the hosts as they were compared."""
         hosts: dict[str, Target] = {}
         done, failures, lost = 0, 0, Lost()
-        draft = self._wiring.draft(lost)
-        ahead: Future[Batch] | None = None
-        with ThreadPoolExecutor(1, "gang-ahead") as pool:
-            while done < len(placed):
-                self._refresh(claim)
-                self._on_step(f"telling the hosts: {done} of {len(placed)}")
-                batch = self._batch(gang, claim, placed[done:], draft) if ahead is None else ahead.result()
-                members = [one.uuid for one in batch.members]
-                rest = placed[done + len(members) :]
-                ahead = pool.submit(self._batch, gang, claim, rest, draft) if rest else None
-                try:
-                    is_written = self._tell(claim, batch, members)
-                except CompareFailed as error:
-                    is_written = False
-                    failures += 1
-                    lost.note(error)
-                    if any(one.beside.is_reason(error) for one in batch.members):
-                        raise _Closed("its quota or its group has changed") from error
-                    self._again(gang, claim, placed, failures)
-                if is_written:
-                    hosts |= {one.provider: one.target for one in batch.members}
-                    done += len(members)
-                    lost = Lost()
-                else:
-                    wait([] if ahead is None else [ahead])  # it is about the same members
-                    ahead, draft = None, self._wiring.draft(lost)
+        while done < len(placed):
+            self._refresh(claim)
+            self._on_step(f"telling the hosts: {done} of {len(placed)}")
+            batch = self._batch(gang, claim, placed[done:], lost)
+            members = [one.uuid for one in batch.members]
+            try:
+                claim.request(members, batch.compares, batch.operations)
+            except CompareFailed as error:
+                failures += 1
+                lost.note(error)
+                if any(one.beside.is_reason(error) for one in batch.members):
+                    raise _Closed("its quota or its group has changed") from error
+                self._again(gang, claim, placed, failures)
+                continue
+            except StoreUnavailable as error:
+                if not error.may_be_written:
+                    raise
+                self._on_step("asking etcd what became of it")
+                if not claim.settle(members):
+                    continue
+            hosts |= {one.provider: one.target for one in batch.members}
+            done += len(members)
+            lost = Lost()
         return hosts
 
-    def _tell(self, claim: GangClaim, batch: Batch, members: Sequence[str]) -> bool:
-        """Write one transaction; return whether it was written, where that had to be asked."""
-        try:
-            claim.request(members, batch.compares, batch.operations)
-        except StoreUnavailable as error:
-            if not error.may_be_written:
-                raise
-            self._on_step("asking etcd what became of it")
-            return claim.settle(members)
-        return True
-
-    def _batch(self, gang: Gang, claim: GangClaim, todo: Sequence[Placed], draft: Draft) -> Batch:
-        batch = Batch(claim.fits)
+    def _batch(self, gang: Gang, claim: GangClaim, todo: Sequence[Placed], lost: Lost) -> Batch:
+        batch, draft = Batch(claim.fits), self._wiring.draft(lost)
         for one in todo:
             ports = self._wiring.ports(draft, one.request, one.uuid, one.target, guard=claim.same_incarnation())
             order = one.order(ports, gang=gang.uuid, now_s=self._now())
