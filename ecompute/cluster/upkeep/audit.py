@@ -27,7 +27,7 @@ from ecompute.cluster.asking import NOTHING, PRESENCE, ask
 from ecompute.cluster.documents import Operation, UsedUuid
 from ecompute.cluster.errors import CloudError, CompareFailed, Unavailable
 from ecompute.cluster.events import HOST, INSTANCE, LEAD, Events
-from ecompute.cluster.freshness import Reading
+from ecompute.cluster.freshness import FRESH_S, Reading
 from ecompute.cluster.store import Compare, Delete, DeletePrefix, Op, Put, Store, Versioned, absent, clock_s, unchanged
 from ecompute.cluster.upkeep.decide import GRACE_S, Leaks, Look, Question, keep, leaks, releases
 from ecompute.cluster.upkeep.duties import Charge, Duty, EachAlone, NotLeading
@@ -39,7 +39,7 @@ from ecompute.cluster.upkeep.reclaim import Outcome, Reclaimer
 if TYPE_CHECKING:
     from ecompute.cluster.placement import Placement
 
-ANSWER_TIMEOUT_S = 20.0
+ANSWER_TIMEOUT_S = 10.0
 SHORT_AUDIT_PERIOD_S = 20.0
 FULL_AUDIT_PERIOD_S = 900.0
 FIRST_FULL_AUDITS_S = 65.0
@@ -86,7 +86,7 @@ class Audit:
         self._answer_timeout_s = answer_timeout_s
         self._reading_clock = reading_clock
         self._each = EachAlone()
-        self._reclaimer = Reclaimer(store, placement, self._events, guard)
+        self._reclaimer = Reclaimer(store, placement, self._events, guard, clock=reading_clock)
         self._before: dict[bool, Look | None] = {True: None, False: None}
         self._told: dict[bool, frozenset[Finding]] = {True: frozenset(), False: frozenset()}
 
@@ -244,6 +244,9 @@ class Audit:
             silent: hosts that did not answer, and are asked nothing more.
         """
         reading = Reading(self._reading_clock)
+        # The looks, and the deletion of its intent, may be long ago: etcd may have been put back since.
+        if any(self._store.count(key) for key in (keys.intent(consumer), keys.instance(consumer))):
+            return False
         questions = tuple(question for question in found.questions if question.consumer == consumer)
         nothing_there = self._without_anything(questions, silent)
         if not releases(replace(found, questions=questions), deleted, nothing_there):
@@ -282,14 +285,17 @@ class Audit:
     def _without_anything(self, questions: Iterable[Question], silent: set[str]) -> frozenset[Question]:
         """Return those of which their hosts say that nothing is there; take note of who is ``silent``."""
         found: set[Question] = set()
+        questions = tuple(questions)
+        # All of them together within the time that the reading is good for.
+        timeout_s = min(self._answer_timeout_s, 0.8 * FRESH_S / max(1, len(questions)))
         for question in questions:
             if question.provider in silent:
                 continue  # the look after this one asks it again
             asked = Operation(kind=PRESENCE, instance_uuid=question.consumer)
-            answered = ask(self._store, question.provider, asked, timeout_s=self._answer_timeout_s)
+            answered = ask(self._store, question.provider, asked, timeout_s=timeout_s)
             if answered is None:
                 silent.add(question.provider)
-                log.info("host %s does not answer the audit within %g s", question.provider, self._answer_timeout_s)
+                log.info("host %s does not answer the audit within %g s", question.provider, timeout_s)
             elif answered.answer == NOTHING:
                 found.add(question)
         return frozenset(found)

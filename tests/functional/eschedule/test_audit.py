@@ -18,6 +18,7 @@ from ecompute.cluster.documents import (
     HostAudit,
     HostFinding,
     Instance,
+    Intent,
     MacLock,
     NetworkHost,
     Node,
@@ -459,3 +460,25 @@ def test_what_was_left_of_an_instance_on_a_network_goes_and_what_rests_or_is_use
     audit.repair(found_twice)
     assert set(store.keys(keys.network_prefix(network))[0]) == used | {rests}
     assert keys.network_host(network, host.provider) in used
+
+
+def test_a_claim_whose_intent_is_back_since_the_looks_is_not_released(
+    cloud: Cloud, store: Store, audit: Audit, clock: Any, make_host: Callable[..., Any]
+) -> None:
+    """As etcd has it that was put back meanwhile; what the looks saw is of an hour ago."""
+    host = make_host()
+    consumer = str(uuid.uuid4())
+    claim = Claims(store, cloud.placement, writer="test", clock=clock).begin(consumer, namespace="system")
+    claim.take({host.provider: {"VCPU": 1}}, {"": [host.provider]})
+    intent = store.get(keys.intent(consumer), Intent)
+    assert intent is not None
+    store.commit([], [Delete(intent.key)])
+    audit.look(is_full=True)
+    clock.now_s += GRACE_S + 1
+    found = audit.look(is_full=True)
+    clock.now_s += 3600
+    store.commit([], [Put(intent.key, intent.value)])
+    assert audit.repair(found) == ()
+    assert host.claims().keys() == {consumer}
+    store.commit([], [Delete(intent.key)])
+    assert audit.repair(found) == (consumer,)

@@ -31,6 +31,9 @@ from ecompute.cluster.placement import Placement
 from ecompute.cluster.store import MAX_OPERATIONS, Delete, Put, Store
 from ecompute.cluster.upkeep.finish import Finisher
 from eschedule.cloud.connection import Cloud
+from eschedule.cloud.interface_request import InterfaceRequest
+from eschedule.cloud.network_request import NetworkRequest
+from eschedule.cloud.networks import Networks
 from eschedule.scheduler.gang import GangLauncher
 from eschedule.scheduler.launch import Launcher
 from eschedule.scheduler.launched import Launched
@@ -363,3 +366,30 @@ def test_the_last_two_of_a_host_that_go_at_once_take_it_out_of_the_network(
         assert overtaken.is_overtaken
     network = first.value.spec.interfaces[0].network_uuid
     assert store.keys(keys.network_hosts(network))[0] == []
+
+
+@pytest.mark.parametrize(
+    ("cidr", "count", "asked"),
+    [
+        ("10.7.0.0/24", 30, lambda n: {"address": f"10.7.0.{20 + n}"}),
+        ("10.7.0.0/24", 30, lambda n: {"mac": f"52:54:00:00:00:{20 + n:02x}"}),
+        ("10.7.0.0/27", 29, lambda n: {}),
+    ],
+    ids=["addresses of their own", "MACs of their own", "all addresses there are"],
+)
+def test_a_gang_of_several_transactions_takes_no_address_twice(
+    cloud: Cloud,
+    make_host: Callable[..., Any],
+    make_request: Callable[..., Any],
+    cidr: str,
+    count: int,
+    asked: Callable[[int], dict[str, str]],
+) -> None:
+    make_host(vcpus=30), make_host(vcpus=30)
+    Networks.of(cloud).create("system", NetworkRequest(name="several", cidr=cidr))
+    requests = [
+        make_request(name=f"web-{n}", interfaces=(InterfaceRequest(network="several", **asked(n)),))
+        for n in range(count)
+    ]
+    launched = GangLauncher(cloud).launch_all(requests)
+    assert len({address for one in launched for address in one.addresses}) == count

@@ -19,6 +19,7 @@ class Rules:
 
     audit_deletes_the_intent_first: bool = True
     audit_asks_the_host: bool = True
+    audit_asks_again_who_holds: bool = True
     audit_asks_in_the_lane: bool = True
     audit_claims_again: bool = True
     reclaim_never_releases: bool = True

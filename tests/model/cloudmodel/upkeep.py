@@ -287,6 +287,10 @@ def _repair(world: World, process: Process, found: Leaks, guard: list[Compare], 
             continue
     for consumer in dict.fromkeys(question.consumer for question in found.questions):
         since_s = world.now_s
+        if world.rules.audit_asks_again_who_holds:
+            yield "is about to ask who holds it"
+            if world.etcd.get(keys.intent(consumer)) is not None or world.etcd.get(keys.instance(consumer)) is not None:
+                continue
         questions = tuple(question for question in found.questions if question.consumer == consumer)
         nothing_there: set[Question] = set()
         for question in questions:
