@@ -229,7 +229,13 @@ class Claim:
         elif self._taken is not None:
             if self.is_void():
                 raise Conflict(f"the uuid {self.consumer} is not this launch's any more", hint="launch it again")
-            self._claims.placement.release(self.consumer, self._taken.check)
+            try:
+                self._claims.placement.release(self.consumer, self._taken.check)
+            except OutOfDate as error:
+                raise Conflict(
+                    f"{self.consumer} was not launched, and what it claimed is left to the audit: that took too long",
+                    hint="launch it again in some minutes",
+                ) from error
         self._taken = None
 
     def give_up(self) -> bool:

@@ -115,8 +115,8 @@ def create(
         )
         networks = Networks.of(cloud, warn=lambda note: say(f"warning: {note}"))
         made = networks.create(settings.namespace, request).value
+        show_one(describe(made), output)
         lacking = None if made.physical is None or _is_anywhere(cloud, made.physical) else made.physical
-    show_one(describe(made), output)
     if lacking is not None:
         advice = "name it under `bridges` in compute.yaml of those that do"
         say(f"warning: no host has a bridge called {lacking} yet; {advice}")
@@ -127,14 +127,14 @@ def create(
 
 def _is_anywhere(cloud: Cloud, bridge: str) -> bool:
     """Whether a host has the bridge, as far as placement says now."""
-    from ecompute.cluster.errors import InvalidInput, Unavailable
+    from ecompute.cluster.errors import CloudError, InvalidInput
     from ecompute.cluster.given import physnet_trait
 
     try:
         return bool(cloud.placement.providers(required=physnet_trait(bridge)))
     except InvalidInput:  # no host has ever had one: there is no such trait
         return False
-    except Unavailable:
+    except CloudError:
         return True  # nothing is known: the network is made, and a launch will say more
 
 

@@ -18,7 +18,7 @@ from msgspec import structs
 from ecompute.cluster import keys, states
 from ecompute.cluster.assignments import assignment_of
 from ecompute.cluster.documents import Assignment, Instance, Interface, NetworkHost, Port, Role, Seen, State, UsedUuid
-from ecompute.cluster.errors import CompareFailed, OutOfDate
+from ecompute.cluster.errors import CompareFailed, InvalidInput, OutOfDate
 from ecompute.cluster.events import INSTANCE, Events, rings
 from ecompute.cluster.expiring import key_of
 from ecompute.cluster.failpoint import reach
@@ -275,13 +275,23 @@ class Finisher:
         member = self._store.get(key, NetworkHost)
         if member is None:
             return
-        for port in self._store.each(keys.ports(network_uuid), Port):
-            if port.value.provider == host and not is_gone(port.value):
-                # Two that go at once would each leave it to the other.
-                compares.append(present(port.key))
-                return
+        other = self._port_of(network_uuid, host, is_gone)
+        if other is not None:
+            # Two that go at once would each leave it to the other.
+            compares.append(present(other))
+            return
         compares.append(unchanged(member))
         operations.append(Delete(key))
+
+    def _port_of(self, network_uuid: str, host: str, is_gone: Callable[[Port], bool]) -> str | None:
+        """Return the key of a port that stays on ``host``, if there is one; most often the first page has one."""
+        try:
+            for port in self._store.each(keys.ports(network_uuid), Port):
+                if port.value.provider == host and not is_gone(port.value):
+                    return port.key
+        except InvalidInput:  # compacted between two pages
+            return self._port_of(network_uuid, host, is_gone)
+        return None
 
 
 def _value(found: Versioned[T] | None) -> T | None:

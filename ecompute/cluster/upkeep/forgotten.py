@@ -20,7 +20,8 @@ from ecompute.cluster.documents import Alive, Operation
 from ecompute.cluster.upkeep.duties import Charge, Duty
 
 PERIOD_S = 20.0
-PAUSE_S = 0.1
+PAUSE_S = 0.25
+"""Between two hosts: each then makes some ten requests to placement."""
 ANSWER_TIMEOUT_S = 5.0
 
 log = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ class Watch:
         known = {provider.uuid for provider in placement.providers()}
         missing = [provider for provider in registered if provider not in known]
         log.warning(
-            "placement knows nothing of %d of %d hosts: they are asked to register again",
+            "placement knows nothing of %d of %d hosts: those that answer are asked to register again",
             len(missing),
             len(registered),
         )
