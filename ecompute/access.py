@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from ecompute.check import Result
 from ecompute.cluster import keys, roles
 from ecompute.cluster.config import Config, EtcdSettings
-from ecompute.cluster.errors import CloudError
+from ecompute.cluster.errors import CloudError, some_of
 from ecompute.cluster.roles import Access, Grant
 from ecompute.cluster.store import Store
 from ecompute.registrar import IDENTITY_FILE
@@ -116,5 +116,4 @@ def _identity(config: Config) -> str | None:
 
 def _said(grants: tuple[Grant, ...]) -> str:
     """Return at most three of ``grants`` in words."""
-    shown = ", ".join(f"{grant.access.value} {grant.key}" for grant in grants[:3])
-    return shown + (f" and {len(grants) - 3} more" if len(grants) > 3 else "")
+    return some_of([f"{grant.access.value} {grant.key}" for grant in grants], 3)

@@ -53,6 +53,7 @@ logged once, where it is handled; on the way there it is chained with ``from``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 
@@ -67,6 +68,12 @@ def one_line(text: object, limit: int = 500) -> str:
         said = "".join(c if c.isprintable() else " " for c in said)
     flat = " ".join(said.split())
     return flat if len(flat) <= limit else flat[: limit - 1] + "…"
+
+
+def some_of(texts: Sequence[str], limit: int = 5) -> str:
+    """Return the first of ``texts`` in one line, and how many more there are."""
+    shown = ", ".join(texts[:limit])
+    return shown if len(texts) <= limit else f"{shown} and {len(texts) - limit} more"
 
 
 class CloudError(Exception):

@@ -390,8 +390,9 @@ def _wait_until_empty(found: Hosts, nodes: list[Node], timeout_s: float) -> None
 
 
 def _are_left(names: list[str]) -> str:
-    some = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
-    return f"{len(names)} instance{'s are' if len(names) > 1 else ' is'} left: {some}"
+    from ecompute.cluster.errors import some_of
+
+    return f"{len(names)} instance{'s are' if len(names) > 1 else ' is'} left: {some_of(names)}"
 
 
 def _show(rows: list[dict[str, Any]], output: str, fields: tuple[str, ...], columns: tuple[str, ...]) -> None:

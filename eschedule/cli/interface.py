@@ -41,7 +41,7 @@ COLUMNS = ("uuid", "state", "network", "mac", "addresses", "floating", "routed")
 def interface() -> None:
     """See and change the network interfaces of an instance that runs.
 
-    An INTERFACE is its uuid, or the beginning of it.
+    An INTERFACE is its uuid, or the beginning of it, of four characters or more.
 
     \b
     Example:  eschedule interface list web-1
@@ -57,8 +57,9 @@ def interface() -> None:
     "--network",
     "-N",
     "--networkspec",
-    "network",
+    "networks",
     required=True,
+    multiple=True,
     metavar="NET[@ADDRESS]",
     shell_complete=complete_network,
     help="On that network. Or network_uuid=NET,address=…,macaddress=…,model=….",
@@ -67,7 +68,9 @@ def interface() -> None:
 @timeout_option(WAIT_TIMEOUT_S)
 @format_option
 @click.pass_obj
-def add(settings: Settings, instance: str, network: str, is_waiting: bool, timeout_s: float, output: str) -> int:
+def add(
+    settings: Settings, instance: str, networks: tuple[str, ...], is_waiting: bool, timeout_s: float, output: str
+) -> int:
     """Give an instance one more interface, and show it.
 
     Its host plugs it in while the guest runs. An instance has at most eight.
@@ -78,10 +81,15 @@ def add(settings: Settings, instance: str, network: str, is_waiting: bool, timeo
               eschedule interface add web-1 -N network_uuid=back,address=10.1.0.5,model=e1000
     """
     with settings.cloud() as cloud, Progress() as progress:
+        from ecompute.cluster.errors import InvalidInput
         from eschedule.cloud.interface_request import read_interface
         from eschedule.cloud.interfaces import Interfaces
 
-        request = read_interface(network)
+        if len(networks) > 1:
+            raise InvalidInput(
+                f"{len(networks)} interfaces were asked for, and one is added at a time", hint="add one after the other"
+            )
+        request = read_interface(networks[0])
         interfaces = Interfaces(cloud)
         asked = interfaces.add(instance, settings.namespace, request)
         uuid = asked.spec.interfaces[-1].uuid
@@ -165,6 +173,9 @@ def remove(settings: Settings, instance: str, interface: str, is_waiting: bool, 
         asked = interfaces.remove(instance, settings.namespace, interface)
         status = wait(interfaces, asked, timeout_s, progress) if is_waiting else 0
         rows = _rows(cloud, asked)
+    if not rows and output == "table":
+        say(f"{asked.name} has no interface any more")
+        return status
     show_rows(rows, output, fields=FIELDS, columns=COLUMNS, name="uuid")
     return status
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 
 from ecompute.cluster.documents import Interface, Network, NetworkKind, Port
-from ecompute.cluster.errors import Ambiguous, Conflict, NotFound, Refused, one_line
+from ecompute.cluster.errors import Ambiguous, Conflict, NotFound, Refused, one_line, some_of
 from ecompute.cluster.store import Versioned
 
 MAX_ROUTED = 4
@@ -27,7 +27,13 @@ class Place:
 
 
 def choose(
-    name: str, places: Sequence[Place], *, interface: str | None, network: str | None, needs_gateway: bool = True
+    name: str,
+    places: Sequence[Place],
+    *,
+    interface: str | None,
+    network: str | None,
+    network_name: str | None = None,
+    needs_gateway: bool = True,
 ) -> Place:
     """Return the one of ``places`` that is meant and can have an address.
 
@@ -35,6 +41,7 @@ def choose(
         name: of the instance, for errors.
         interface: only the one with this uuid.
         network: only those on the network of this name or uuid.
+        network_name: what people call that; None: the same.
         needs_gateway: whether the address comes from outside of the network.
 
     Raises:
@@ -50,7 +57,7 @@ def choose(
     ]
     if not meant:
         which = f" {one_line(interface, 80)}" if interface is not None else ""
-        where = f" on network {one_line(network, 80)}" if network is not None else ""
+        where = f" on network {one_line(network_name or network, 80)}" if network is not None else ""
         raise NotFound(f"{name} has no interface{which}{where}", hint=f"see `eschedule interface list {name}`")
     reasons = {place.interface.uuid: _why_not(place, needs_gateway=needs_gateway) for place in meant}
     able = [place for place in meant if reasons[place.interface.uuid] is None]
@@ -58,7 +65,7 @@ def choose(
         told = "; ".join(sorted({reason for reason in reasons.values() if reason is not None}))
         raise Refused(f"no address can be handed to {name}: {told}")
     if len(able) > 1:
-        some = ", ".join(f"{place.interface.uuid} on {place.network.name}" for place in able[:4])
+        some = some_of([f"{place.interface.uuid} on {place.network.name}" for place in able], 4)
         raise Ambiguous(f"{name} has {len(able)} interfaces for it: {some}", hint="say which, with --interface")
     return able[0]
 

@@ -21,7 +21,7 @@ from msgspec import structs
 from ecompute.cluster import keys
 from ecompute.cluster.closing import DISABLED, bar_of, said
 from ecompute.cluster.documents import Admin, AdminState, Alive, Assignment, Event, Node
-from ecompute.cluster.errors import Ambiguous, InvalidInput, NotFound
+from ecompute.cluster.errors import Ambiguous, InvalidInput, NotFound, some_of
 from ecompute.cluster.events import HOST, read
 from ecompute.cluster.given import OUR_TRAITS, Said
 from ecompute.cluster.placement import Summary
@@ -125,7 +125,7 @@ class Hosts:
         begun = [node for node in nodes if ref and (node.name.startswith(ref) or node.provider.startswith(wanted))]
         for found in (named, begun):
             if len(found) > 1:
-                some = ", ".join(sorted(f"{node.name} ({node.provider})" for node in found)[:5])
+                some = some_of(sorted(f"{node.name} ({node.provider})" for node in found))
                 raise Ambiguous(f"{ref[:80]!r} may be any of {len(found)} hosts: {some}", hint="give more of it")
             if found:
                 return found[0]

@@ -10,9 +10,12 @@ from enum import StrEnum
 
 from ecompute.cluster import keys
 from ecompute.cluster.documents import Instance, Interface, Port, Seen
-from ecompute.cluster.errors import Ambiguous, NotFound, one_line
+from ecompute.cluster.errors import Ambiguous, InvalidInput, NotFound, one_line
 from ecompute.cluster.store import Store, Versioned
 from eschedule.cloud.places import networks_and_ports
+
+SHORTEST = 4
+"""Characters of the beginning of a uuid: with fewer, what was mistyped would be another one that is there."""
 
 
 class Standing(StrEnum):
@@ -81,6 +84,7 @@ def find(instance: Instance, ref: str) -> Interface:
 
     Raises:
         NotFound: there is none.
+        InvalidInput: it is too short a beginning.
         Ambiguous: there are several.
     """
     found = [interface for interface in instance.with_ports if ref and interface.uuid.startswith(ref.lower())]
@@ -88,6 +92,10 @@ def find(instance: Instance, ref: str) -> Interface:
         raise NotFound(
             f"{instance.name} has no interface {one_line(ref, 80)!r}",
             hint=f"see `eschedule interface list {instance.name}`",
+        )
+    if len(ref) < SHORTEST:
+        raise InvalidInput(
+            f"{ref!r} is too little of an interface's uuid", hint=f"give its first {SHORTEST} characters, or more"
         )
     if len(found) > 1:
         some = ", ".join(interface.uuid for interface in found)

@@ -152,6 +152,7 @@ class Interfaces:
 
         Raises:
             NotFound: there is no such instance, or it has no such interface.
+            InvalidInput: so short a beginning may be mistyped.
             Conflict: the instance is not one that runs, or it keeps changing.
             Refused: its host is lost.
         """

@@ -328,11 +328,12 @@ class Networks:
             named = keys.named(SEGMENTS_NAMESPACE, SEGMENT, segment_of(request.physical, request.vlan))
             if named in error.keys:
                 on = request.physical if request.vlan is None else f"VLAN {request.vlan} of {request.physical}"
-                found, _ = self._store.keys(named, limit=1)
-                which = f" {keys.last(found[0])}" if found else ""
-                raise Conflict(
-                    f"there is a network{which} on {on} already", hint="use that one, or another bridge or VLAN"
-                ) from error
+                found = self._several([keys.last(key) for key in self._store.keys(named, limit=1)[0]])
+                if found and found[0].value.namespace == namespace:
+                    which, advice = f" {found[0].value.uuid}", "use that one, or another bridge or VLAN"
+                else:  # another namespace's is not to be known, and could not be used
+                    which, advice = "", "choose another bridge or VLAN"
+                raise Conflict(f"there is a network{which} on {on} already", hint=advice) from error
 
     def _see_that_it_is_empty(self, network: Network) -> None:
         """Raise Refused, with an example, if a network is in use."""

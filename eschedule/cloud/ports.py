@@ -259,7 +259,13 @@ class Draft:
         except AddressesExhausted:
             lock = self._longest_resting(net.uuid, given)
             if lock is None:
-                raise
+                ours = sum("." in one for one in given)
+                if not ours:
+                    raise
+                raise AddressesExhausted(
+                    f"{ours} address{'es' if ours > 1 else ''} of {cidr} can be had, and more were asked for at once",
+                    hint="ask for fewer interfaces there, or remove an instance of it",
+                ) from None
             self._given.add(lock.key)
             return keys.last(lock.key), unchanged(lock)
         key = keys.address(net.uuid, ip)

@@ -11,7 +11,7 @@ from uuid import UUID
 
 from ecompute.cluster import keys
 from ecompute.cluster.documents import Instance
-from ecompute.cluster.errors import Ambiguous, NotFound
+from ecompute.cluster.errors import Ambiguous, NotFound, some_of
 from ecompute.cluster.events import INSTANCE
 from ecompute.cluster.store import Store, Versioned
 
@@ -49,7 +49,7 @@ def find(store: Store, ref: str, namespace: str) -> Versioned[Instance]:
     if not instances:
         raise NotFound(f"there is no instance {ref[:80]!r} in namespace {namespace}", hint=_SEE)
     if len(instances) > 1:
-        some = ", ".join(sorted(instance.value.uuid for instance in instances)[:5])
+        some = some_of(sorted(instance.value.uuid for instance in instances))
         raise Ambiguous(
             f"{ref[:80]!r} may be any of {len(instances)} instances: {some}", hint="give the uuid, or more of it"
         )

@@ -88,7 +88,14 @@ class Routes:
             if value.state is State.DELETING:
                 raise Conflict(f"{value.name} is being destroyed", hint="choose another instance")
             found = places(self._store, value)
-            place = choose(value.name, found, interface=interface, network=net.value.uuid, needs_gateway=False)
+            place = choose(
+                value.name,
+                found,
+                interface=interface,
+                network=net.value.uuid,
+                network_name=net.value.name,
+                needs_gateway=False,
+            )
             port = place.port.value
             if wanted is not None and wanted in port.routed:
                 return Route(wanted, net.value, value, port.interface_uuid)

@@ -292,7 +292,7 @@ def test_an_address_of_the_network_is_handed_on_and_taken_back(
     assert routes.add("default", "web-1", "system", ip=made.ip).ip == made.ip, "once more"
     with pytest.raises(AddressTaken):
         routes.add("default", "web-1", "system", ip=own.addresses[0].split("/")[0])
-    with pytest.raises(NotFound, match="web-1 has no interface on network"):
+    with pytest.raises(NotFound, match="web-1 has no interface on network back"):
         routes.add("back", "web-1", "system")
     with pytest.raises(Refused, match="is the own address of interface"):
         routes.remove("default", own.addresses[0].split("/")[0], "system")
@@ -485,6 +485,11 @@ def test_the_tool_adds_and_routes(tool: Any, guest: str, host: Any, store: Store
     assert (routed["address"], routed["instance"], routed["interface_uuid"]) == ("10.1.0.77", "web-1", row["uuid"])
     assert json.loads(tool("show", "web-1", "-o", "json").stdout)["routed"] == ["10.1.0.77"]
     assert tool("network", "unroute", "back", "10.1.0.77").returncode == 0
-    for args in (("-n", "back@10.1.0.9"), ("-N", "network_uuid=back,model=floppy"), ("-n", "nope")):
+    for args in (
+        ("-n", "back@10.1.0.9"),
+        ("-N", "network_uuid=back,model=floppy"),
+        ("-n", "nope"),
+        ("-n", "back", "-N", "back"),
+    ):
         bad = tool("interface", "add", "web-1", *args)
         assert bad.returncode in (1, 2) and bad.stderr.count("\n") == 1

@@ -258,7 +258,7 @@ def test_the_tool_lists_shows_and_removes(tool: Any, guest: str, host: Any, stor
     assert (done.returncode, row["state"]) == (0, "leaving")
     host.report(guest, State.CREATED)
     done = tool("interface", "remove", "web-1", uuid_, "--wait")
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "web-1 has no interface any more\n")
     assert tool("interface", "list", "web-1").stderr == "web-1 has no interface\n"
     bad = tool("interface", "show", "web-1", uuid_)
     assert (bad.returncode, bad.stderr.count("\n")) == (1, 1)

@@ -234,7 +234,9 @@ def test_a_bridge_and_vlan_is_one_network(networks: Networks, create: Callable[.
     tagged = create("lan-5", physical="lan", vlan=5, gateway="10.1.0.254")
     assert (untagged.kind, untagged.cidr, untagged.gateway, untagged.mtu) == (NetworkKind.PHYSICAL, None, None, 1500)
     assert (tagged.gateway, tagged.has_dhcp) == ("10.1.0.254", False)
-    with pytest.raises(Conflict, match=f"there is a network {tagged.uuid} on VLAN 5 of lan already"):
+    with pytest.raises(Conflict, match=f"there is a network {tagged.uuid} on VLAN 5 of lan already; use that one"):
+        create("again", physical="lan", vlan=5)
+    with pytest.raises(Conflict, match="there is a network on VLAN 5 of lan already; choose another bridge"):
         create("again", namespace="team-a", physical="lan", vlan=5)
     networks.delete("lan-5", "system")
     assert create("again", namespace="team-a", physical="lan", vlan=5).vlan == 5
@@ -348,6 +350,15 @@ def test_resting_addresses_are_taken_over_only_where_nothing_else_is_free_the_lo
     assert [ips(launch(on("web"))) for _ in range(2)] == [["10.9.0.4"], ["10.9.0.3"]]
     with pytest.raises(AddressesExhausted, match=r"all 5 addresses of 10\.9\.0\.0/29 are taken"):
         launch(on("web"))
+
+
+def test_who_asks_for_more_addresses_than_there_are_is_told_how_many_there_are(
+    create: Callable[..., Network], launch: Callable[..., Launched]
+) -> None:
+    create(cidr=SMALL)
+    launch(on("web"))
+    with pytest.raises(AddressesExhausted, match=r"^4 addresses of 10\.9\.0\.0/29 can be had, and more were asked for"):
+        launch(*[on("web")] * 6)
 
 
 def test_an_ipv6_address_is_the_interfaces_own_or_the_one_that_is_asked_for(

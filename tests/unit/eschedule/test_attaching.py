@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ecompute.cluster.documents import Instance, Interface, Leaving, Network, NetworkKind, Port, Resources, Spec, State
-from ecompute.cluster.errors import Ambiguous, CloudError, Conflict, NotFound, Refused
+from ecompute.cluster.errors import Ambiguous, CloudError, Conflict, InvalidInput, NotFound, Refused
 from ecompute.cluster.store import Versioned
 from eschedule.cloud.attaching import MAX_ROUTED, Place, check_outside, check_routed, choose
-from eschedule.cloud.interface_views import find
+from eschedule.cloud.interface_views import SHORTEST, find
 
 NAMES = ("front", "back")
 
@@ -80,6 +80,14 @@ def test_the_only_one_that_is_meant_and_able_is_chosen(
     assert [chosen] == able
 
 
+def test_several_that_may_be_meant_are_named_and_the_rest_of_them_counted() -> None:
+    found = [place(n, network(0), ("10.0.0.5/24",)) for n in range(6)]
+    with pytest.raises(Ambiguous, match=r"6 interfaces for it: .* i3 on front and 2 more; say which"):
+        choose("web-1", found, interface=None, network=None)
+    with pytest.raises(NotFound, match="web-1 has no interface on network back;"):
+        choose("web-1", found, interface=None, network="n9", network_name="back")
+
+
 def test_an_interface_takes_so_many_routed_addresses_and_no_more() -> None:
     port = place(0, network(0), ("10.0.0.5/24",)).port.value
     routed = tuple(f"203.0.113.{n}" for n in range(MAX_ROUTED))
@@ -120,7 +128,10 @@ def test_an_interface_is_found_by_any_beginning_that_is_its_own(own: list[str], 
     )
     meant = data.draw(st.sampled_from(own))
     ref = meant[: data.draw(st.integers(1, 36))]
-    if sum(uuid.startswith(ref) for uuid in own) > 1:
+    if len(ref) < SHORTEST:
+        with pytest.raises(InvalidInput, match="too little of an interface's uuid; give its first 4"):
+            find(instance, ref)
+    elif sum(uuid.startswith(ref) for uuid in own) > 1:
         with pytest.raises(Ambiguous, match="may be any of"):
             find(instance, ref)
     else:
