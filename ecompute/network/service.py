@@ -26,7 +26,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ecompute.cluster.errors import NetworkError, one_line
-from ecompute.network import netns
+from ecompute.cluster.failpoint import reach
+from ecompute.network import netns, programs
 from ecompute.network.dnsmasq import Files, Paths, without_former
 from ecompute.network.gateway_terms import FoundService
 
@@ -34,6 +35,7 @@ PROGRAM = "dnsmasq"
 TIMEOUT_S = 10.0
 END_TIMEOUT_S = 5.0
 USERS = ("dnsmasq", "nobody")
+FAILPOINTS = ("dnsmasq.written", "dnsmasq.listed", "dnsmasq.signalled", "dnsmasq.ended")
 
 
 class Services:
@@ -85,6 +87,7 @@ class Services:
             _write(paths.given, given)
         _write_lists(paths, files)
         _write(_told(paths), f"{files.told_digest} {lan}\n")
+        reach("dnsmasq.written")
         try:
             done = subprocess.run(
                 [PROGRAM, f"--conf-file={conf}"],
@@ -95,7 +98,7 @@ class Services:
                 timeout=TIMEOUT_S,
                 check=False,
                 cwd="/",
-                env={"LC_ALL": "C", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
+                env=programs.environment(),
             )
         except FileNotFoundError as error:
             raise NetworkError("the program dnsmasq is missing", hint="install the package dnsmasq-base") from error
@@ -112,7 +115,9 @@ class Services:
             return
         _, lan_then = _read_told(_told(paths))
         _write_lists(paths, files)
+        reach("dnsmasq.listed")
         _signal(*self._process(vni), paths, signal.SIGHUP)
+        reach("dnsmasq.signalled")
         _write(_told(paths), f"{files.told_digest} {lan_then}\n")
 
     def stop(self, vni: int) -> None:
@@ -125,6 +130,7 @@ class Services:
         pid, conf = self._process(vni, is_thorough=paths.directory.exists())
         if pid is not None:
             _signal(pid, conf, paths, signal.SIGTERM, is_awaited=True)
+            reach("dnsmasq.ended")
         with self._lock:
             self._pids.pop(vni, None)
         paths.pid.unlink(missing_ok=True)

@@ -58,17 +58,24 @@ class Host:
         self.libvirtd = start_libvirtd(directory / "libvirt", netns=self.netns)
         self.state = directory / "state"
         own = {"name": name, "state_dir": str(self.state), "libvirt": self.libvirtd.uri, "underlay": self.address}
-        (directory / "compute.yaml").write_text(yaml.safe_dump(settings | own, sort_keys=False))
+        self.settings = settings | own
+        (directory / "compute.yaml").write_text(yaml.safe_dump(self.settings, sort_keys=False))
         self._daemon: Daemon | None = None
         self._connection: Any = None
         self.is_stopped_cleanly = False
 
     # --- the daemon ---
 
-    def start(self, *, failpoint: str | None = None, wait: bool = True) -> None:
-        """Start ``ecompute run``; unless told otherwise or it is to die, wait until it takes instances."""
+    def start(self, *, failpoint: str | None = None, wait: bool = True, programs: Path | None = None) -> None:
+        """Start ``ecompute run``; unless told otherwise or it is to die, wait until it takes instances.
+
+        Args:
+            programs: the one directory in which it finds programs of others.
+        """
         assert not self.is_running
         env = {} if failpoint is None else {"ECOMPUTE_FAILPOINT": failpoint}
+        if programs is not None:
+            env["PATH"] = str(programs)
         self.is_stopped_cleanly = False
         self._daemon = Daemon(self.directory, netns=self.netns, env=env).start()
         if wait and failpoint is None:
@@ -99,15 +106,15 @@ class Host:
         self.stop()
         self.start(**how)
 
-    def wait_dead(self, timeout_s: float = 60.0) -> None:
+    def wait_dead(self, timeout_s: float = 60.0, what: str = "its failpoint") -> None:
         """Wait until the daemon has ended by itself: its failpoint was reached."""
-        assert self.daemon.child.wait(timeout_s), f"{self.name}'s daemon did not end within {timeout_s:g} s"
+        assert self.daemon.child.wait(timeout_s), f"{self.name}'s daemon did not reach {what} within {timeout_s:g} s"
         self.daemon.kill()  # what is left of its session
 
     def die_at(self, failpoint: str) -> None:
         """Start the daemon, and see to it that it kills itself there: a point that is not reached fails the test."""
         self.start(failpoint=failpoint)
-        self.wait_dead()
+        self.wait_dead(what=failpoint)
         assert self.daemon.child.exit_status == -signal.SIGKILL, f"{self.name} ended by itself, not at {failpoint}"
 
     @property
