@@ -66,6 +66,8 @@ SETTINGS = {
         "ipv6/disable_ipv6": 1,
     },
 }
+_OF_NEW = {"ipv6/addr_gen_mode": 1}
+"""With which IPv6 comes to a device whose MTU had been below 1280."""
 _OF_ALL = {"ipv4/rp_filter": 0, "ipv4/arp_ignore": 0, "ipv4/send_redirects": 0}
 """Which count where a device says less; what the machine's own namespace has is copied into a new one."""
 
@@ -142,8 +144,9 @@ def _apply_to_device(
             if name == LAN:
                 rtnetlink.link("set", index=netlink.index("lo"), state="up")
                 netlink.set_all("all", _OF_ALL)
-            netlink.set_all(name, SETTINGS[name])
+                netlink.set_all("default", _OF_NEW)
             netlink.dress(rtnetlink, name, mtu, mac_of(vni, name))
+            netlink.set_all(name, SETTINGS[name])  # after the MTU: below 1280 there is no IPv6 to set
         case PutAddress(_, name, address):
             ip, length = address.split("/")
             flags = _NO_DAD if ":" in ip else 0

@@ -168,6 +168,6 @@ def set_all(device_name: str, wanted: Mapping[str, int]) -> None:
     """Give a device these settings; ``all`` is one, too."""
     for name, value in wanted.items():
         family, setting = name.split("/")
-        directory = Path("/proc/sys/net", family, "conf")
-        if family == "ipv4" or directory.exists():  # a kernel without IPv6 has nothing to set
-            (directory / device_name / setting).write_text(f"{value}\n", encoding="ascii")
+        directory = Path("/proc/sys/net", family, "conf", device_name)
+        if family == "ipv4" or directory.exists():  # there may be no IPv6, in the kernel or with a small MTU
+            (directory / setting).write_text(f"{value}\n", encoding="ascii")

@@ -6,6 +6,7 @@ Invariants:
   and planned again it is empty.
 - Before a device goes up it is hardened (nothing on it answers for the host) and the filter is in place:
   a network killed half-way is down or closed, never open.
+- A device whose MTU was below that of IPv6 gets IPv6 anew, with the kernel's own settings: it is hardened after that.
 - What is ours is known by its name and kind. A device that has our name and is something else is an
   error, and is not touched. On our VXLAN device a permanent, plain entry with a destination is ours;
   every other entry (dynamic, static, of another port or VNI, marked by a controller, or the kernel's
@@ -58,6 +59,9 @@ from ecompute.network.terms import (
     WantedNetwork,
 )
 
+IPV6_MTU = 1280
+"""The least with which a device has IPv6 (RFC 8200, section 5)."""
+
 
 def plan(wanted: WantedNetwork | None, found: FoundNetwork) -> tuple[Change, ...]:
     """Return the changes that lead from ``found`` to ``wanted``; to nothing, if that is None.
@@ -106,14 +110,23 @@ def _is_up(device: FoundBridge | FoundVxlan | FoundVlan | None) -> bool:
     return device is not None and device.is_up
 
 
+def _is_soft(device: FoundBridge | FoundVxlan | FoundVlan | FoundPort, mtu: int) -> bool:
+    """Whether it is to be hardened, once it has ``mtu``."""
+    return not device.is_hardened or (device.mtu is not None and device.mtu < IPV6_MTU <= mtu)
+
+
 def _plan_taps(wanted: WantedNetwork, found: FoundNetwork, mtu: int) -> list[Change]:
-    changes: list[Change] = [Harden(name) for name in sorted(_soft_taps(found.ports | found.loose))]
-    loose = {port.name for port in found.loose} & wanted.tap_names
-    changes += [AttachTap(wanted.tap_bridge, name) for name in sorted(loose)]
+    changes: list[Change] = []
+    ports = {port.name: port for port in found.ports | found.loose}
+    to_set: set[str] = set()
     if wanted.physical is None:
-        others = {port.name for port in found.ports | found.loose if port.mtu not in (None, mtu)}
-        changes += [SetMtu(name, mtu) for name in sorted(others & wanted.tap_names)]
-    return changes
+        to_set = {name for name, port in ports.items() if port.mtu not in (None, mtu)} & wanted.tap_names
+        changes += [SetMtu(name, mtu) for name in sorted(to_set)]
+    soft = {name for name, port in ports.items() if name.startswith(TAP_PREFIX) and not port.is_hardened}
+    soft |= {name for name in to_set if _is_soft(ports[name], mtu)}
+    changes += [Harden(name) for name in sorted(soft)]  # what else an operator has put on our bridge is his
+    loose = {port.name for port in found.loose} & wanted.tap_names
+    return changes + [AttachTap(wanted.tap_bridge, name) for name in sorted(loose)]
 
 
 def part(wanted: WantedNetwork, found: FoundNetwork) -> Part:
@@ -121,11 +134,6 @@ def part(wanted: WantedNetwork, found: FoundNetwork) -> Part:
     existing = {port.name for port in found.ports | found.loose}
     members = wanted.peers if wanted.physical is None else None
     return Part(wanted.vni, wanted.taps, members, wanted.gateways, (found.ruled & existing) - wanted.tap_names)
-
-
-def _soft_taps(ports: frozenset[FoundPort]) -> list[str]:
-    """Return the taps that are not hardened. What else an operator has put on our bridge is his."""
-    return [port.name for port in ports if not port.is_hardened and port.name.startswith(TAP_PREFIX)]
 
 
 def _check_ours(found: FoundNetwork) -> None:
@@ -167,10 +175,10 @@ def _plan_bridge(found: FoundNetwork, mtu: int) -> list[Change]:
     vni, bridge = found.vni, found.bridge
     if bridge is None:
         return [AddBridge(vni, mtu), Harden(bridge_name(vni))]
-    changes: list[Change] = [] if bridge.is_hardened else [Harden(bridge_name(vni))]
+    changes: list[Change] = []
     if not bridge.is_tuned or bridge.mac != bridge_mac(vni) or bridge.mtu != mtu:
         changes.append(TuneBridge(vni, mtu))
-    return changes
+    return [*changes, Harden(bridge_name(vni))] if _is_soft(bridge, mtu) else changes
 
 
 def _kept_vlan(physical: Physical, found: FoundNetwork) -> FoundVlan | None:
@@ -189,10 +197,10 @@ def _plan_vlan(wanted: WantedNetwork, vlan: int, found: FoundNetwork, mtu: int) 
             changes.append(DeleteVlan(vni))
         changes += [AddVlan(vni, wanted.physical.outlet, vlan), Harden(name), SetMtu(name, mtu), AttachVlan(vni)]
         return changes
-    if not kept.is_hardened:
-        changes.append(Harden(name))
     if kept.mtu != mtu:
         changes.append(SetMtu(name, mtu))
+    if _is_soft(kept, mtu):
+        changes.append(Harden(name))
     if not kept.is_attached or found.bridge is None:
         changes.append(AttachVlan(vni))
     return changes
@@ -218,10 +226,10 @@ def _plan_vxlan(wanted: WantedNetwork, found: FoundNetwork, mtu: int) -> list[Ch
             changes.append(DeleteVxlan(vni))
         changes += [AddVxlan(vni, wanted.local, mtu), Harden(name), AttachVxlan(vni)]
     else:
-        if not kept.is_hardened:
-            changes.append(Harden(name))
         if kept.mtu != mtu:
             changes.append(SetMtu(name, mtu))
+        if _is_soft(kept, mtu):
+            changes.append(Harden(name))
         # A bridge made anew has no ports.
         if not kept.is_attached or found.bridge is None:
             changes.append(AttachVxlan(vni))
@@ -233,7 +241,8 @@ def _plan_vxlan(wanted: WantedNetwork, found: FoundNetwork, mtu: int) -> list[Ch
     # Where a MAC is sent elsewhere now, putting it there has already replaced the old entry.
     moved = {mac for mac, _ in wanted.entries} if gone else set()
     changes += [DropEntry(vni, mac, underlay) for mac, underlay in sorted(gone) if mac not in moved]
-    return changes + _plan_neighbours(wanted, found.neighbours if kept is not None else frozenset(), kept)
+    is_kept = kept is not None and not _is_soft(kept, mtu)
+    return changes + _plan_neighbours(wanted, found.neighbours if kept is not None else frozenset(), is_kept=is_kept)
 
 
 def left_to_others(wanted: WantedNetwork, found: FoundNetwork) -> frozenset[tuple[str, str]]:
@@ -242,8 +251,8 @@ def left_to_others(wanted: WantedNetwork, found: FoundNetwork) -> frozenset[tupl
     return frozenset(entry for entry in found.foreign_entries if entry in forwarding or entry[0] not in ours)
 
 
-def _plan_neighbours(wanted: WantedNetwork, found: frozenset[tuple[str, str]], kept: FoundVxlan | None) -> list[Change]:
-    if kept is not None and not kept.is_hardened:
+def _plan_neighbours(wanted: WantedNetwork, found: frozenset[tuple[str, str]], *, is_kept: bool) -> list[Change]:
+    if not is_kept:
         found = frozenset(one for one in found if ":" not in one[0])  # hardening takes those of IPv6
     lacking = wanted.neighbours - found
     put = {address for address, _ in lacking}

@@ -75,6 +75,8 @@ HARMS = {
     "the VXLAN device down": f"ip link set {VXLAN} down",
     "the VXLAN device detached": f"ip link set {VXLAN} nomaster",
     "the VXLAN device with another MTU": f"ip link set {VXLAN} mtu 1300",
+    "the bridge with an MTU too small for IPv6": f"ip link set {BRIDGE} mtu 1000",
+    "the VXLAN device with an MTU too small for IPv6": f"ip link set {VXLAN} mtu 1000",
     "the VXLAN device learning": f"ip link set {VXLAN} type vxlan id {VNI} learning",
     "the entry of a peer deleted": f"bridge fdb del {names.ZEROS} dev {VXLAN} dst 192.0.2.2",
     "the entry of a guest deleted": f"bridge fdb del {MAC} dev {VXLAN} dst 192.0.2.2",
