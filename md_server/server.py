@@ -102,12 +102,13 @@ class Server:
                 raise AlreadyRuns(f"another one serves {self._directory}") from error
             _allow_many_files()
             sys.setswitchinterval(SWITCH_S)
-            path = self._directory / told.SOCKET
+            path = self._directory / handing.SOCKET
             path.unlink(missing_ok=True)
             listening = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             old = os.umask(0o177)
             try:
-                listening.bind(str(path))
+                with handing.socket_in(self._directory) as name:
+                    listening.bind(name)
             finally:
                 os.umask(old)
             listening.listen(8)

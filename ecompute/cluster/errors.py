@@ -36,6 +36,7 @@
      │   ├─ HypervisorError
      │   │   └─ ForeignDomain   (`ecompute.instances.actuate`)
      │   ├─ NetworkError
+     │   │   └─ ServiceHung     (`ecompute.network.metadata`)
      │   ├─ StorageError
      │   ├─ Lost                what was once built here is gone
      │   └─ PortTaken           (`ecompute.dev.placement`)

@@ -15,9 +15,6 @@ from pathlib import Path
 
 from ecompute.cluster.documents import Assignment, Document, Port, Secrets
 
-SOCKET = "socket"
-"""In the service's directory: where it is handed sockets."""
-
 
 class Guest(Document, frozen=True, kw_only=True):
     """All that a guest may be told."""

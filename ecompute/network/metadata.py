@@ -6,7 +6,8 @@ memory, and one set of contract tests holds for both.
 The service is a process of its own in a session of its own: it goes on while the daemon is down, and is found again
 by the socket at which it is handed others. Which networks it serves is asked of it each time; a socket of a namespace
 or device that was made anew is another one, which its mark tells. So either may die at any point: the next `serve`
-of the network, at the latest the scan, puts right what is missing. The files are there before the sockets, and go
+of the network, at the latest the scan, puts right what is missing. A service that does not answer is ended, and
+another one started. The files are there before the sockets, and go
 after them.
 
 Threads: any. The service is started and handed sockets on a thread of the timers, one network after the other, so
@@ -25,7 +26,7 @@ import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -46,14 +47,22 @@ ADDRESS, ADDRESS6 = METADATA, METADATA6
 PORT = 80
 BACKLOG = 64
 START_TIMEOUT_S = 30.0
-ANSWER_TIMEOUT_S = 5.0
+ANSWER_TIMEOUT_S = 10.0
+"""It answers at once, whatever guests ask of it: one that does not has stopped for good."""
 END_TIMEOUT_S = 5.0
 BOTH = 2
 """Sockets: of IPv4 and of IPv6. Which a network has is part of its mark."""
 RETRY_S = 5.0
 LONGEST_RETRY_S = 300.0
 
-FAILPOINTS = ("metadata.written", "metadata.started", "metadata.served", "metadata.left")
+FAILPOINTS = (
+    "metadata.new",
+    "metadata.written",
+    "metadata.started",
+    "metadata.served",
+    "metadata.left",
+    "metadata.forgotten",
+)
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +97,10 @@ class Metadata(Protocol):
         """Do nothing any more. The service goes on."""
 
 
+class ServiceHung(NetworkError):
+    """It did not answer, and was ended: it serves nothing any more."""
+
+
 class FakeMetadata:
     """In memory."""
 
@@ -112,10 +125,12 @@ class HostMetadata:
 
     Args:
         state: the state directory, below which the service finds what to tell.
+        answer_timeout_s: a service that takes longer to answer is ended.
     """
 
-    def __init__(self, state: Path) -> None:
+    def __init__(self, state: Path, *, answer_timeout_s: float = ANSWER_TIMEOUT_S) -> None:
         self._state = state
+        self._answer_timeout_s = answer_timeout_s
         self._directory = told.directory_of(state)
         self._lock = threading.Lock()
         self._namespaces: dict[int, str] = {}
@@ -144,24 +159,30 @@ class HostMetadata:
             self._left.pop(vni, None)
             self._namespaces.pop(vni, None)
             is_last = not self._namespaces
-        with self._busy:
+        with self._busy, contextlib.suppress(ServiceHung):
             service = self._reached()
             if service is not None:
                 with service:
-                    _ask(service, handing.Leave(vni))
+                    self._ask(service, handing.Leave(vni))
                     reach("metadata.left")
-                    told.callers_file(self._directory, vni).unlink(missing_ok=True)
+                    self._forget(vni)
+                    reach("metadata.forgotten")
                     if is_last:
                         self._end(service)
-        told.callers_file(self._directory, vni).unlink(missing_ok=True)
+        self._forget(vni)
+
+    def _forget(self, vni: int) -> None:
+        path = told.callers_file(self._directory, vni)
+        for one in (path, path.with_suffix(".new")):
+            one.unlink(missing_ok=True)
 
     def served(self) -> frozenset[int]:
         found = {int(path.stem, 16) for path in self._directory.glob("[0-9a-f]" * 6 + ".json")}
-        with self._busy:
+        with self._busy, contextlib.suppress(ServiceHung):
             service = self._reached()
             if service is not None:
                 with service:
-                    found |= _ask(service, handing.List()).keys()
+                    found |= self._ask(service, handing.List()).keys()
                     with self._lock:
                         is_idle = not found and not self._namespaces
                     if is_idle:
@@ -196,15 +217,15 @@ class HostMetadata:
         with self._reached() or self._started() as service:
             self._deaths.watch(0, _pid(service))
             mark = netns.in_namespace(namespace, lambda: _mark(namespace))
-            served = _ask(service, handing.List()).get(vni)
+            served = self._ask(service, handing.List()).get(vni)
             if served == f"{mark} {BOTH}" or (
                 served == f"{mark} 1" and not netns.in_namespace(namespace, _is_six_there)
             ):
                 return
-            _ask(service, handing.Leave(vni))  # in the same namespace its address cannot be had twice
+            self._ask(service, handing.Leave(vni))  # in the same namespace its address cannot be had twice
             sockets = netns.in_namespace(namespace, _listening)
             try:
-                _ask(service, handing.Serve(vni, f"{mark} {len(sockets)}"), sockets)
+                self._ask(service, handing.Serve(vni, f"{mark} {len(sockets)}"), sockets)
             finally:
                 for one in sockets:
                     one.close()
@@ -223,9 +244,10 @@ class HostMetadata:
     def _reached(self) -> socket.socket | None:
         """Return a way to the service, if it runs."""
         service = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
-        service.settimeout(ANSWER_TIMEOUT_S)
+        service.settimeout(self._answer_timeout_s)
         try:
-            service.connect(str(self._directory / told.SOCKET))
+            with handing.socket_in(self._directory) as name:
+                service.connect(name)
         except (FileNotFoundError, ConnectionRefusedError):
             service.close()
             return None
@@ -261,20 +283,35 @@ class HostMetadata:
     def _end(self, service: socket.socket) -> None:
         """Have the service end, if it serves nothing: what another daemon has handed to it goes on."""
         self._deaths.forget(0)
-        pid = _pid(service)
-        if _ask(service, handing.List()):
+        if self._ask(service, handing.List()):
             return
-        with contextlib.suppress(ProcessLookupError):
-            held = os.pidfd_open(pid)
-            try:
+        with _held(service) as held:
+            if held is not None:
                 with contextlib.suppress(NetworkError):
-                    _ask(service, handing.End())
-                poll = select.poll()
-                poll.register(held, select.POLLIN)
-                if not poll.poll(END_TIMEOUT_S * 1000):
-                    signal.pidfd_send_signal(held, signal.SIGKILL)
-            finally:
-                os.close(held)
+                    self._ask(service, handing.End())
+                _end(held)
+
+    def _ask(
+        self, service: socket.socket, question: handing.Question, sockets: Collection[socket.socket] = ()
+    ) -> dict[int, str]:
+        """Return which networks are served, with their marks, once ``question`` is done.
+
+        Raises:
+            ServiceHung: see there.
+            NetworkError: it died, or answered nonsense.
+        """
+        try:
+            socket.send_fds(service, [handing.encode(question)], [one.fileno() for one in sockets])
+            return handing.decode_answer(service.recv(handing.LIMIT_BYTES)).networks
+        except TimeoutError as error:
+            with _held(service) as held:
+                if held is not None:
+                    _end(held, is_hung=True)
+            raise ServiceHung(
+                f"the metadata service did not answer for {self._answer_timeout_s:g} s, and was ended"
+            ) from error
+        except (OSError, msgspec.DecodeError) as error:
+            raise NetworkError(f"the metadata service does not answer: {error}") from error
 
     def _write(self, path: Path, data: bytes) -> None:
         new = path.with_suffix(".new")
@@ -284,18 +321,34 @@ class HostMetadata:
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             new.write_bytes(data)
             new.chmod(0o600)
+            reach("metadata.new")
             new.replace(path)
         except OSError as error:
             raise NetworkError(f"{path} cannot be written: {error.strerror}", hint="free space on that disk") from error
 
 
-def _ask(service: socket.socket, question: handing.Question, sockets: Collection[socket.socket] = ()) -> dict[int, str]:
-    """Return which networks are served, with their marks, once ``question`` is done."""
+@contextlib.contextmanager
+def _held(service: socket.socket) -> Iterator[int | None]:
+    """Yield a descriptor of the service's process, which cannot become another's; None if it has ended."""
     try:
-        socket.send_fds(service, [handing.encode(question)], [one.fileno() for one in sockets])
-        return handing.decode_answer(service.recv(handing.LIMIT_BYTES)).networks
-    except (OSError, msgspec.DecodeError) as error:
-        raise NetworkError(f"the metadata service does not answer: {error}") from error
+        held = os.pidfd_open(_pid(service))
+    except ProcessLookupError:
+        yield None
+        return
+    try:
+        yield held
+    finally:
+        os.close(held)
+
+
+def _end(held: int, *, is_hung: bool = False) -> None:
+    """Wait until a process has ended, and see to it."""
+    poll = select.poll()
+    poll.register(held, select.POLLIN)
+    with contextlib.suppress(ProcessLookupError):
+        if is_hung or not poll.poll(END_TIMEOUT_S * 1000):
+            signal.pidfd_send_signal(held, signal.SIGKILL)
+    poll.poll(END_TIMEOUT_S * 1000)
 
 
 def _pid(service: socket.socket) -> int:

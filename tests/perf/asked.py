@@ -232,7 +232,7 @@ def _callers(state: Path, network: int, place: Place) -> told.Callers:
 def _reached(state: Path) -> socket.socket:
     way = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     way.settimeout(TIMEOUT_S)
-    way.connect(str(told.directory_of(state) / told.SOCKET))
+    way.connect(str(told.directory_of(state) / handing.SOCKET))
     return way
 
 

@@ -26,12 +26,12 @@ def net(tmp_path: Path) -> Iterator[Net]:
 
 
 @pytest.fixture
-def make_metadata(net: Net) -> Iterator[Callable[[], HostMetadata]]:
+def make_metadata(net: Net) -> Iterator[Callable[..., HostMetadata]]:
     """Make the daemon's part, as each start of the daemon does; at the end the service is ended."""
     made: list[HostMetadata] = []
 
-    def make() -> HostMetadata:
-        made.append(HostMetadata(net.state))
+    def make(**settings: float) -> HostMetadata:
+        made.append(HostMetadata(net.state, **settings))
         return made[-1]
 
     yield make

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -19,7 +20,7 @@ from ecompute.guest import handing, told
 from ecompute.network.metadata import ADDRESS6, HostMetadata
 
 ID = "/latest/meta-data/instance-id"
-Make = Callable[[], HostMetadata]
+Make = Callable[..., HostMetadata]
 
 
 def serve(metadata: HostMetadata, net: Net, *, is_scan: bool = False) -> None:
@@ -39,16 +40,30 @@ def uuid_told(place: Place, *options: str) -> str:
 
 def marks(net: Net) -> dict[int, str]:
     """Which sockets of which networks are served."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as way:
-        way.connect(str(told.directory_of(net.state) / told.SOCKET))
+    with (
+        socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as way,
+        handing.socket_in(told.directory_of(net.state)) as name,
+    ):
+        way.connect(name)
         way.send(handing.encode(handing.List()))
         return handing.decode_answer(way.recv(handing.LIMIT_BYTES)).networks
 
 
 def pid_of(net: Net) -> int:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as way:
-        way.connect(str(told.directory_of(net.state) / told.SOCKET))
+    with (
+        socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as way,
+        handing.socket_in(told.directory_of(net.state)) as name,
+    ):
+        way.connect(name)
         return int.from_bytes(way.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)[:4], sys.byteorder)
+
+
+def has_ended(pid: int) -> bool:
+    status = Path(f"/proc/{pid}/status")
+    try:
+        return "State:\tZ" in status.read_text()  # whoever is to take note of it has not yet
+    except FileNotFoundError:
+        return True
 
 
 def test_cloud_init_reads_both_trees(net: Net, make_metadata: Make, cloud_init: Path, tmp_path: Path) -> None:
@@ -161,7 +176,7 @@ def test_the_service_goes_on_while_the_daemon_is_down_and_is_found_again(net: Ne
     serve(second, net, is_scan=True)
     assert pid_of(net) == pid
     second.leave(VNI)
-    assert not (told.directory_of(net.state) / told.SOCKET).exists(), "it ends with the last network"
+    assert not (told.directory_of(net.state) / handing.SOCKET).exists(), "it ends with the last network"
     assert not is_answered(net.a)
 
 
@@ -172,6 +187,40 @@ def test_a_service_that_dies_is_started_again(net: Net, make_metadata: Make) -> 
     subprocess.run(["kill", f"-{signal.SIGKILL}", str(pid)], check=True)
     wait_for(lambda: is_answered(net.a), timeout_s=60, what="another one answers")
     assert pid_of(net) != pid
+
+
+def test_a_service_that_hangs_is_ended_and_another_started(net: Net, make_metadata: Make) -> None:
+    metadata = make_metadata(answer_timeout_s=1.0)
+    serve(metadata, net)
+    pid = pid_of(net)
+    os.kill(pid, signal.SIGSTOP)
+    metadata.serve(VNI, net.netns, net.callers(), is_scan=True)
+    wait_for(lambda: has_ended(pid), what="the one that hangs is ended")
+    wait_for(lambda: is_answered(net.a), timeout_s=60, what="another one answers")
+    assert pid_of(net) != pid
+
+
+def test_a_service_that_hangs_keeps_no_network_from_being_left(net: Net, make_metadata: Make) -> None:
+    metadata = make_metadata(answer_timeout_s=1.0)
+    serve(metadata, net)
+    pid = pid_of(net)
+    os.kill(pid, signal.SIGSTOP)
+    metadata.leave(VNI)
+    assert has_ended(pid)
+    assert list(told.directory_of(net.state).glob("*.json")) == []
+
+
+def test_a_state_directory_may_have_any_path(tmp_path: Path) -> None:
+    """The path of a Unix socket may have 107 bytes, and that of a state directory thousands."""
+    net = Net(tmp_path / ("x" * 120) / ("y" * 120))
+    metadata = HostMetadata(net.state)
+    try:
+        serve(metadata, net)
+        metadata.leave(VNI)
+        assert not (told.directory_of(net.state) / handing.SOCKET).exists()
+    finally:
+        metadata.close()
+        net.remove()
 
 
 def test_a_device_made_anew_gets_new_sockets_at_the_scan(net: Net, make_metadata: Make) -> None:
@@ -201,7 +250,7 @@ def test_what_a_killed_daemon_has_left_is_known_to_the_next_one(net: Net, make_m
     assert is_answered(net.a)
     make_metadata().leave(VNI)
     assert make_metadata().served() == frozenset()
-    assert not (told.directory_of(net.state) / told.SOCKET).exists()
+    assert not (told.directory_of(net.state) / handing.SOCKET).exists()
     assert list(told.directory_of(net.state).glob("*.json")) == []
 
 
@@ -209,7 +258,7 @@ def test_only_its_own_user_may_hand_it_sockets(net: Net, make_metadata: Make) ->
     serve(make_metadata(), net)
     directory = told.directory_of(net.state)
     assert directory.stat().st_mode & 0o777 == 0o700
-    assert (directory / told.SOCKET).stat().st_mode & 0o777 == 0o600
+    assert (directory / handing.SOCKET).stat().st_mode & 0o777 == 0o600
     for path in directory.glob("*.json"):
         assert path.stat().st_mode & 0o777 == 0o600
     assert USER_DATA not in (directory / "log").read_text()
@@ -217,8 +266,11 @@ def test_only_its_own_user_may_hand_it_sockets(net: Net, make_metadata: Make) ->
 
 def test_nonsense_at_the_desk_ends_that_talk_and_nothing_else(net: Net, make_metadata: Make) -> None:
     serve(make_metadata(), net)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as way:
-        way.connect(str(told.directory_of(net.state) / told.SOCKET))
+    with (
+        socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as way,
+        handing.socket_in(told.directory_of(net.state)) as name,
+    ):
+        way.connect(name)
         way.send(b'{"type": "serve"}')
         assert way.recv(100) == b""
     assert is_answered(net.a)
@@ -235,7 +287,7 @@ def test_sockets_that_do_not_come_whole_or_cannot_be_served_are_refused_and_let_
         for sockets in ([], listening, [listening[0], deaf]):
             with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as way:
                 way.settimeout(10)
-                way.connect(str(told.directory_of(net.state) / told.SOCKET))
+                way.connect(str(told.directory_of(net.state) / handing.SOCKET))
                 question = handing.encode(handing.Serve(VNI + 1, "mark"))
                 socket.send_fds(way, [question], [one.fileno() for one in sockets])
                 assert way.recv(100) == b""

@@ -47,7 +47,7 @@ class Process:
         self.log = state / "log"
         with self.log.open("wb") as log:
             self._process = subprocess.Popen([sys.executable, "-c", RUN, str(state)], stdout=log, stderr=log)
-        desk = told.directory_of(state) / told.SOCKET
+        desk = told.directory_of(state) / handing.SOCKET
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as way, socket.socket() as listening:
             wait_for(lambda: way.connect_ex(str(desk)) == 0, "it is ready")
             listening.bind(("127.0.0.1", 0))
