@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 _armed = os.environ.get("ECOMPUTE_FAILPOINT", "").split()
 
@@ -22,3 +24,16 @@ def reach(name: str) -> None:
     elif _armed[0] == f"{name}:stop":
         del _armed[0]
         os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def around(names: Iterable[str]) -> tuple[str, ...]:
+    """Return the points before and after each of ``names``."""
+    return tuple(f"{name}.{side}" for name in names for side in ("before", "after"))
+
+
+@contextmanager
+def passing(name: str) -> Iterator[None]:
+    """Around what is done: reach the point before it, and if it went well the one after it."""
+    reach(f"{name}.before")
+    yield
+    reach(f"{name}.after")

@@ -25,6 +25,7 @@ import msgspec
 from pyroute2.netlink.exceptions import NetlinkError
 
 from ecompute.cluster.decoding import from_json
+from ecompute.cluster.failpoint import reach
 from ecompute.network import netlink, nft
 from ecompute.network.names import UPLINK_PREFIX, VXLAN_PORT
 from ecompute.network.nat import TRANSIT
@@ -50,6 +51,15 @@ from ecompute.network.rules import (
 
 TABLE = "ecompute_gateway"
 TABLES = (("inet", TABLE), ("arp", TABLE))
+FAILPOINTS = (
+    "egress.ruled",
+    "egress.written",
+    "egress.remembered",
+    "egress.half_set",
+    "egress.restored",
+    "egress.forgotten",
+    "egress.removed",
+)
 
 _NOWHERE = "240.0.0.1"
 """An address to which nobody has a route but the default one (RFC 1112, section 4)."""
@@ -220,6 +230,7 @@ class HostEgress:
         items = rules.items()
         if not self._kept.are(items):
             self._kept.put(items)
+        reach("egress.ruled")
         with netlink.trying("setting the egress device"):
             before = self._before()
             if before is not None and before.device != rules.device:
@@ -233,7 +244,14 @@ class HostEgress:
             if before is not None:
                 self._restore(before)
             self._memory.unlink(missing_ok=True)
-        self._kept.put([])
+            self._new().unlink(missing_ok=True)
+        reach("egress.forgotten")
+        if not self._kept.are([]):
+            self._kept.put([])
+        reach("egress.removed")
+
+    def _new(self) -> Path:
+        return self._memory.with_name(f"{self._memory.name}.new")
 
     def _set(self, device: str) -> None:
         forwarding, proxy_delay = _get(device, "forwarding"), _get(device, "proxy_delay")
@@ -241,10 +259,12 @@ class HostEgress:
         if now.forwarding == 1 and now.proxy_delay == 0:
             return
         if self._before() is None:
-            new = self._memory.with_name(f"{self._memory.name}.new")
-            new.write_bytes(msgspec.json.encode(now))
-            new.replace(self._memory)
+            self._new().write_bytes(msgspec.json.encode(now))
+            reach("egress.written")
+            self._new().replace(self._memory)
+        reach("egress.remembered")
         _put(device, "forwarding", 1)
+        reach("egress.half_set")
         _put(device, "proxy_delay", 0)
 
     def _restore(self, before: Before) -> None:
@@ -252,6 +272,7 @@ class HostEgress:
             if _get("all", "forwarding") == 0:  # else it has become somebody else's wish
                 _put(before.device, "forwarding", before.forwarding)
             _put(before.device, "proxy_delay", before.proxy_delay)
+        reach("egress.restored")
         self._memory.unlink(missing_ok=True)
 
     def _before(self) -> Before | None:

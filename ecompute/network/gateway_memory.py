@@ -16,6 +16,9 @@ import msgspec
 
 from ecompute.cluster.decoding import from_json
 from ecompute.cluster.errors import NetworkError
+from ecompute.cluster.failpoint import reach
+
+FAILPOINTS = ("gateway.memory.written",)
 
 log = logging.getLogger(__name__)
 
@@ -57,9 +60,10 @@ class GatewayMemory:
         if self._known.get(vni) == remembered:
             return
         path = self._directory / str(vni)
-        new = path.with_name(f"{vni}.new")
+        new = self._new(vni)
         try:
             new.write_bytes(msgspec.json.encode(remembered))
+            reach("gateway.memory.written")
             new.replace(path)
         except OSError as error:
             raise NetworkError(f"{path} cannot be written: {error.strerror}", hint="free space on that disk") from error
@@ -69,7 +73,11 @@ class GatewayMemory:
         """Keep the mark, and nothing else."""
         if self.of(vni) != Remembered():
             self.put(vni, Remembered())
+        self._new(vni).unlink(missing_ok=True)
         self._known.pop(vni, None)
+
+    def _new(self, vni: int) -> Path:
+        return self._directory / f"{vni}.new"
 
 
 def _read(path: Path) -> Remembered:

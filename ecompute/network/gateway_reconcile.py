@@ -122,7 +122,8 @@ class GatewayReconciler:
         remembered = Remembered(
             transit=transit, addresses=addresses, proxied=proxied, underlays=frozenset(_underlays(hosts))
         )
-        self._memory.put(vni, replace(remembered, proxied=known.proxied | proxied))
+        # An uplink that goes is remembered until the rules of the host have let go of it.
+        self._memory.put(vni, replace(remembered, transit=transit or known.transit, proxied=known.proxied | proxied))
         if transit is not None and is_device_known:
             self._say("egress", "" if device is not None else _NO_EGRESS)
             with _collected(closed):
@@ -142,10 +143,11 @@ class GatewayReconciler:
             with _collected(closed):
                 self._apply(parts.way_out, changes)
         if not wrong and not closed:
-            self._memory.put(vni, remembered)
             if known.transit is not None and transit is None:
                 with _collected(closed):
-                    self._keep_egress(None)
+                    self._keep_egress(None, without=vni, then=lambda: self._memory.put(vni, remembered))
+            else:
+                self._memory.put(vni, remembered)
         self._say(f"the way out of network {network.uuid}", "; ".join(str(error) for error in closed))
         if closed:
             self._retries.later(str(vni), RETRY_S)
@@ -202,12 +204,13 @@ class GatewayReconciler:
             found = self._gateways.found(vni, known=known.proxied)
             changes = gateway.plan(None, found)
             self._gateways.apply(changes, self._on_change)
-        self._memory.forget(vni)
         if known.transit is not None:
             try:
-                self._keep_egress(None)
+                self._keep_egress(None, without=vni, then=lambda: self._memory.forget(vni))
+                return changes
             except Unavailable as error:  # the rules are others' as well, whose next look puts them right
                 log.warning("the rules of this host name network %d for a while yet: %s", vni, error)
+        self._memory.forget(vni)
         return changes
 
     def repair(self) -> None:
@@ -259,17 +262,26 @@ class GatewayReconciler:
             self._memory.put(network.vni, replace(known, transit=transit))
             return transit
 
-    def _keep_egress(self, device: str | None) -> None:
-        """Make the rules of the host those that all networks here need."""
+    def _keep_egress(
+        self, device: str | None, *, without: int | None = None, then: Callable[[], None] = lambda: None
+    ) -> None:
+        """Make the rules of the host those that all networks here need.
+
+        Args:
+            without: a network that needs none any more, though it is still remembered.
+            then: forgets it, once the rules have let go of it: whoever dies before that does it again.
+        """
         control_plane: frozenset[str] | None = None
         while True:
             with self._lock:
-                networks = [one for one in self._memory.all().values() if one.transit is not None]
+                needed = {vni: one for vni, one in self._memory.all().items() if one.transit is not None}
+                networks = [one for vni, one in needed.items() if vni != without]
                 if not networks:
                     self._egress.remove()
-                    return
-                if control_plane is not None:
+                elif control_plane is not None:
                     self._put_egress(device, networks, control_plane)
+                if not networks or control_plane is not None:
+                    then()
                     return
             control_plane = self._control_plane()  # may take as long as looking up names does
 

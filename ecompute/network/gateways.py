@@ -20,11 +20,13 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol, cast, get_args
 
+from ecompute.cluster.failpoint import around, passing
 from ecompute.network import inside, names, netlink, netns, outside
 from ecompute.network.deaths import Deaths
 from ecompute.network.dnsmasq import Paths
 from ecompute.network.gateway import namespace_name
 from ecompute.network.gateway_terms import (
+    INNER,
     EndFlows,
     FoundGateway,
     FoundInner,
@@ -47,6 +49,15 @@ from ecompute.network.service import Services
 _INSIDE = get_args(InnerChange)
 
 OnChange = Callable[[GatewayChange], None]
+
+
+def _points(kind: type[GatewayChange]) -> tuple[str, ...]:
+    which = INNER if "inner" in kind.__annotations__ else ("",)
+    return tuple(".".join(filter(None, ("gateway", kind.__name__, inner))) for inner in which)
+
+
+FAILPOINTS = around(point for kind in get_args(GatewayChange) for point in _points(kind))
+"""Before and after each kind of change, for each of the two pairs."""
 
 
 class Gateways(Protocol):
@@ -197,7 +208,7 @@ class HostGateways:
             else:
                 with netlink.opened() as rtnetlink:
                     for change in group:
-                        with netlink.trying(f"applying {change}"):
+                        with netlink.trying(f"applying {change}"), passing(point_of(change)):
                             self._apply_outside(rtnetlink, change)
                         if on_change is not None:
                             on_change(change)
@@ -206,7 +217,8 @@ class HostGateways:
         with netlink.opened() as rtnetlink:
             for change in changes:
                 known = self._of(change.vni)
-                with netlink.trying(f"applying {type(change).__name__} to the gateway of network {change.vni}"):
+                what = f"applying {type(change).__name__} to the gateway of network {change.vni}"
+                with netlink.trying(what), passing(point_of(change)):
                     if isinstance(change, PutRules):
                         known.ended = change.rules if known.is_new or known.ended == change.rules else None
                         known.is_new = False
@@ -254,6 +266,11 @@ class HostGateways:
         pid = self._services.pid(vni)
         if pid is not None:
             self._deaths.watch(vni, pid)
+
+
+def point_of(change: GatewayChange) -> str:
+    """Return what the failpoints at a change begin with."""
+    return ".".join(filter(None, ("gateway", type(change).__name__, getattr(change, "inner", ""))))
 
 
 def _is_pair(end: outside.Seen, inner: tuple[int, FoundInner]) -> bool:

@@ -32,6 +32,7 @@ from types import MappingProxyType
 from ecompute.cluster import keys
 from ecompute.cluster.documents import Assignment, Interface, Network, NetworkHost, NetworkKind, Port
 from ecompute.cluster.errors import CloudError, NetworkError, OnHold
+from ecompute.cluster.failpoint import reach
 from ecompute.cluster.periodic import Periodic
 from ecompute.cluster.retries import Retries
 from ecompute.cluster.store import Follow, Store, Watcher
@@ -46,6 +47,7 @@ SCAN_PERIOD_S = 600.0
 RETRY_S = 5.0
 PAUSES = 9.0
 LONGEST_PAUSE_S = 2.0
+FAILPOINTS = ("network.marked", "network.down")
 
 log = logging.getLogger(__name__)
 
@@ -212,7 +214,8 @@ class Memberships:
         """Whether `leave` has something to do for this guest, as after a daemon that died on the way."""
         with self._lock:
             users = set(self._users.get(interface.network_uuid, set()))
-        return instance_uuid in users or (not users and interface.vni in self._present())
+        is_marked = self._remembered(interface.vni).exists()
+        return instance_uuid in users or (not users and (is_marked or interface.vni in self._present()))
 
     def has_others(self, instance_uuid: str, assignment: Assignment | None = None) -> bool:
         """Whether this guest has joined networks that its assignment names no interface of; without one: any."""
@@ -305,6 +308,7 @@ class Memberships:
             raise NetworkError(f"network {vni} still has ports here: {listed}", hint="stop the guests behind them")
         removed = (*self._gateways.remove(vni), *self._reconciler.remove(vni))
         if vni not in self._present():
+            reach("network.down")
             with _written():
                 self._remembered(vni).unlink(missing_ok=True)
         return bool(removed)
@@ -326,6 +330,7 @@ class Memberships:
         uuid = interface.network_uuid
         with _written():
             self._remembered(interface.vni).touch()
+        reach("network.marked")
         with self._lock:
             self._users.setdefault(uuid, set()).add(instance_uuid)
             self._vnis[uuid] = interface.vni

@@ -22,8 +22,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from ecompute.cluster.errors import NetworkError
+from ecompute.cluster.failpoint import reach
 
 DIRECTORY = Path("/run/netns")
+FAILPOINTS = ("netns.named", "netns.unmounted")
 
 Identity = tuple[int, int]
 """Device and inode: the same for one namespace wherever it is seen, as in ``/proc/<pid>/ns/net``."""
@@ -80,6 +82,7 @@ def make(name: str) -> None:
     try:
         _make_directory()
         path.touch(mode=0o444)
+        reach("netns.named")
         _in_thread(lambda: _make_here(path))
     except OSError as error:
         raise NetworkError(f"making the network namespace {name}: {error.strerror}") from error
@@ -95,6 +98,7 @@ def remove(name: str) -> None:
     try:
         while identity(name) is not None:
             _call("umount2", os.fsencode(path), _MNT_DETACH)
+        reach("netns.unmounted")
         path.unlink(missing_ok=True)
     except OSError as error:
         raise NetworkError(f"removing the network namespace {name}: {error.strerror}") from error

@@ -12,6 +12,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
+from ecompute.cluster.failpoint import reach
 from ecompute.network import netlink, netns
 from ecompute.network.announce import Announcer
 from ecompute.network.gateway import HOST_TRANSIT, mac_of
@@ -29,6 +30,8 @@ from ecompute.network.gateway_terms import (
     SettleOuter,
 )
 from ecompute.network.names import LAN, UP, bridge_name, gateway_name, uplink_mac, uplink_name, uplink_outer_mac
+
+FAILPOINTS = ("transit.addressed", "transit.met", "proxy.put")
 
 _ON_LINK = 4
 
@@ -143,8 +146,8 @@ class Outside:
                     rtnetlink.link("del", index=netlink.index(outer_name(vni, inner)))
             case SettleOuter(vni, inner, mtu):
                 name = outer_name(vni, inner)
-                netlink.set_all(name, SETTINGS[inner])
                 netlink.dress(rtnetlink, name, mtu, uplink_outer_mac(vni) if inner == UP else None)
+                netlink.set_all(name, SETTINGS[inner])  # after the MTU: below 1280 there is no IPv6 to set
             case Attach(vni):
                 master = netlink.index(bridge_name(vni))
                 rtnetlink.link("set", index=netlink.index(gateway_name(vni)), master=master)
@@ -169,7 +172,9 @@ class Outside:
                         with netlink.gone_is_fine():
                             rtnetlink.route("del", dst=f"{other}/32", oif=oif, scope=netlink.ANY_SCOPE)
                 rtnetlink.addr("replace", index=oif, address=HOST_TRANSIT, prefixlen=32, scope=netlink.LINK_SCOPE)
+                reach("transit.addressed")
                 rtnetlink.neigh("replace", ifindex=oif, dst=transit, lladdr=uplink_mac(vni), state=netlink.PERMANENT)
+                reach("transit.met")
                 rtnetlink.route("replace", dst=f"{transit}/32", oif=oif, scope=netlink.LINK_SCOPE, proto=netlink.STATIC)
             case PutHostRoute(vni, address, transit):
                 oif = netlink.index(uplink_name(vni))
@@ -183,6 +188,7 @@ class Outside:
                     rtnetlink.route("del", dst=f"{address}/32", oif=oif, scope=netlink.ANY_SCOPE)
             case PutProxy(_, address, device):
                 rtnetlink.neigh("replace", ifindex=netlink.index(device), dst=address, flags=netlink.PROXY)
+                reach("proxy.put")
                 link = netlink.device(rtnetlink, device)
                 if link is not None and netlink.has_arp(link):
                     self._announcer.announce(address, device, *_identity(link))

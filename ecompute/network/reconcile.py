@@ -21,9 +21,10 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from itertools import groupby
-from typing import cast
+from typing import cast, get_args
 
 from ecompute.cluster.errors import NetworkError
+from ecompute.cluster.failpoint import around, passing
 from ecompute.cluster.undo import Undo
 from ecompute.network import names
 from ecompute.network.filter import Filter, FilterState
@@ -35,11 +36,34 @@ from ecompute.network.terms import (
     EntryChange,
     FoundNetwork,
     Guard,
+    Harden,
     Physical,
+    SetMtu,
+    SetUp,
     Tap,
     Unguard,
     WantedNetwork,
 )
+
+_DEVICES = {
+    Harden: names.PREFIXES,
+    SetMtu: (names.VXLAN_PREFIX, names.VLAN_PREFIX, names.TAP_PREFIX),
+    SetUp: (names.BRIDGE_PREFIX, names.VXLAN_PREFIX, names.VLAN_PREFIX),
+}
+"""What is done to several kinds of device, and to which."""
+
+FAILPOINTS = around(
+    (
+        "mesh.Entries",
+        *(
+            ".".join(filter(None, ("mesh", kind.__name__, prefix)))
+            for kind in get_args(Change)
+            if kind not in get_args(EntryChange)
+            for prefix in _DEVICES.get(kind, ("",))
+        ),
+    )
+)
+"""Before and after each kind of change, for each kind of device; entries and neighbours are sent at once."""
 
 
 class NetworkReconciler:
@@ -218,20 +242,33 @@ class NetworkReconciler:
         for is_entry, group in groupby(changes, key=lambda change: isinstance(change, EntryChange)):
             if is_entry:
                 entries = cast("list[EntryChange]", list(group))
-                self._links.apply_entries(entries)
+                with passing(point_of(entries[0])):
+                    self._links.apply_entries(entries)
                 for entry in entries:
                     self._tell(entry)
                 continue
             for change in group:
-                match change:
-                    case Guard(own):
-                        self._filter.put(own)
-                    case Unguard(vni):
-                        self._filter.drop(vni)
-                    case _:
-                        self._links.apply(change)
+                with passing(point_of(change)):
+                    self._do(change)
                 self._tell(change)
+
+    def _do(self, change: Change) -> None:
+        match change:
+            case Guard(own):
+                self._filter.put(own)
+            case Unguard(vni):
+                self._filter.drop(vni)
+            case _:
+                self._links.apply(change)
 
     def _tell(self, change: Change) -> None:
         if self._on_change is not None:
             self._on_change(change)
+
+
+def point_of(change: Change) -> str:
+    """Return what the failpoints at a change begin with."""
+    if isinstance(change, EntryChange):
+        return "mesh.Entries"
+    prefix = change.device[:3] if isinstance(change, Harden | SetMtu | SetUp) else ""
+    return ".".join(filter(None, ("mesh", type(change).__name__, prefix)))

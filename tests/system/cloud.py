@@ -19,9 +19,10 @@
     host.console(uuid)                     what the guest has written on its serial console
     wait_for(lambda: …, timeout_s=30, what="…")   the one way to wait: no sleeping in tests
 
-Two fixtures (conftest.py): ``cluster``, two hosts, shared by all tests that leave it as they found it
-(agreeing, without instances, all daemons running), and ``make_cluster(hosts=1, **settings)`` for one of the
-test's own, which it may break. After a failure the shared one is thrown away and the next test gets a new one.
+Three fixtures (conftest.py): ``cluster``, two hosts, shared by all tests that leave it as they found it
+(agreeing, without instances, all daemons running), ``outer_cluster``, the same with an egress network, and
+``make_cluster(hosts=1, **settings)`` for one of the test's own, which it may break. After a failure a shared one is
+thrown away and the next test gets a new one.
 
 A running domain is enough for most tests: it takes half a second, a booted guest six, in which it keeps a
 processor busy whether or not somebody waits for it: `launch_idle`. Guests get 96 MB.

@@ -40,14 +40,31 @@ _FAILED = pytest.StashKey[bool]()
 class _Shared:
     """The cloud that is passed from test to test while it is clean."""
 
-    def __init__(self, base: Path) -> None:
+    def __init__(self, base: Path, *, has_outside: bool = False) -> None:
         self._base = base
+        self._has_outside = has_outside
         self._cluster: Cluster | None = None
 
     def get(self) -> Cluster:
         if self._cluster is None:
-            self._cluster = Cluster(self._base)
+            self._cluster = Cluster(self._base, has_outside=self._has_outside)
         return self._cluster
+
+    def lend(self, request: pytest.FixtureRequest) -> Iterator[Cluster]:
+        """Yield it to a test, and see that the test leaves it clean."""
+        cluster = self.get()
+        request.node.stash.setdefault(_KEY, []).append(cluster)
+        try:
+            yield cluster
+            if request.node.stash.get(_FAILED, False):
+                self.throw_away()
+                return
+            left = cluster.instances()
+            assert not left, f"the test has left instances: {left}"
+            cluster.agree()
+        except BaseException:
+            self.throw_away()
+            raise
 
     def throw_away(self) -> None:
         cluster, self._cluster = self._cluster, None
@@ -75,19 +92,20 @@ def _shared(cloud_base: Path) -> Iterator[_Shared]:
 @pytest.fixture
 def cluster(_shared: _Shared, request: pytest.FixtureRequest) -> Iterator[Cluster]:
     """Two hosts, shared. A test leaves them running, agreeing, and without instances."""
-    cluster = _shared.get()
-    request.node.stash.setdefault(_KEY, []).append(cluster)
-    try:
-        yield cluster
-        if request.node.stash.get(_FAILED, False):
-            _shared.throw_away()
-            return
-        left = cluster.instances()
-        assert not left, f"the test has left instances: {left}"
-        cluster.agree()
-    except BaseException:
-        _shared.throw_away()
-        raise
+    yield from _shared.lend(request)
+
+
+@pytest.fixture(scope="session")
+def _shared_with_outside(cloud_base: Path) -> Iterator[_Shared]:
+    shared = _Shared(cloud_base, has_outside=True)
+    yield shared
+    shared.throw_away()
+
+
+@pytest.fixture
+def outer_cluster(_shared_with_outside: _Shared, request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    """The same with an egress network, and somebody on it (`outside`)."""
+    yield from _shared_with_outside.lend(request)
 
 
 @pytest.fixture

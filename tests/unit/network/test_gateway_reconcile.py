@@ -206,3 +206,77 @@ def test_on_a_device_without_arp_nothing_is_answered_and_the_rest_works(host: Ho
     host.egress.has_arp = False
     host.ensure()
     assert host.found.proxied == frozenset()
+
+
+# --- killed over the rules of the host -------------------------------------------------------------
+
+
+class Killed(Exception):
+    pass
+
+
+class Dying(FakeEgress):
+    """The daemon dies right before or right after the rules of the host go."""
+
+    def __init__(self, *, is_after: bool) -> None:
+        super().__init__()
+        self._is_after = is_after
+
+    def remove(self) -> None:
+        if self._is_after:
+            super().remove()
+        raise Killed
+
+
+def daemon(gateways: FakeGateways, egress: FakeEgress, directory: Path) -> GatewayReconciler:
+    return GatewayReconciler(
+        gateways,
+        egress,
+        ME,
+        GatewayMemory(directory),
+        upstream=tuple,
+        control_plane=frozenset,
+        metadata=FakeMetadata(),
+    )
+
+
+@pytest.mark.parametrize("is_after", [False, True], ids=["before", "after"])
+def test_the_rules_of_the_host_go_with_the_last_network_although_the_daemon_died_over_them(
+    tmp_path: Path, is_after: bool
+) -> None:
+    gateways, egress = FakeGateways(ME), Dying(is_after=is_after)
+    first = daemon(gateways, egress, tmp_path)
+    first.ensure(NETWORK, [PORT], [])
+    with pytest.raises(Killed):
+        first.remove(VNI)
+    left = FakeEgress()
+    left.rules = egress.rules
+    daemon(gateways, left, tmp_path).remove(VNI)
+    assert left.rules is None
+
+
+@pytest.mark.parametrize("is_after", [False, True], ids=["before", "after"])
+def test_the_rules_of_the_host_go_with_the_last_uplink_although_the_daemon_died_over_them(
+    tmp_path: Path, is_after: bool
+) -> None:
+    network = structs.replace(NETWORK, has_nat=False, has_dns=False)
+    gateways, egress = FakeGateways(ME), Dying(is_after=is_after)
+    first = daemon(gateways, egress, tmp_path)
+    first.ensure(network, [PORT], [])
+    detached = structs.replace(PORT, floating=None)
+    with pytest.raises(Killed):
+        first.ensure(network, [detached], [])
+    left = FakeEgress()
+    left.rules = egress.rules
+    assert is_after or left.rules is not None
+    daemon(gateways, left, tmp_path).ensure(network, [detached], [])
+    assert left.rules is None
+
+
+def test_the_memory_of_a_network_that_is_left_goes_with_what_a_killed_daemon_had_begun_to_write(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / str(VNI)).touch()
+    (tmp_path / f"{VNI}.new").write_text("{")
+    daemon(FakeGateways(ME), FakeEgress(), tmp_path).remove(VNI)
+    assert [path.name for path in tmp_path.iterdir()] == [str(VNI)]
