@@ -1,8 +1,8 @@
 """What one host does for its guests' networks, against what etcd says: its part of `agreement.differences`.
 
-Namespaces, the devices that lead into them, dnsmasqs and what they give out, translations, routes and what the host
-answers for, rules, and what is remembered. Nothing more than that is to be there. Looked at with ``ip`` and ``nft``
-and in /proc, as in `on_host`.
+Namespaces, the devices that lead into them, dnsmasqs and what they give out and know, the metadata service and whom
+it knows, translations, routes and what the host answers for, rules, and what is remembered. Nothing more than that is
+to be there. Looked at with ``ip``, ``nft`` and ``ss`` and in /proc, as in `on_host`.
 """
 
 from __future__ import annotations
@@ -36,20 +36,31 @@ def gateways(host: Host, etcd: Picture, provider: str, mine: dict[str, Instance]
     found = {name for name in namespaces() if re.fullmatch(rf"ec-[0-9a-f]{{6}}-{provider[:8]}", name)}
     dnsmasqs = _dnsmasqs(host)
     with_dnsmasq = {f"{n.vni:06x}" for n in networks.values() if n.has_dhcp or n.has_dns}
+    if several := {vni: pids for vni, pids in dnsmasqs.items() if len(pids) > 1}:
+        yield f"several dnsmasqs of one network: {several}"
     if not ignored:
+        marked = {str(etcd.networks[uuid].vni) for uuid in used & etcd.networks.keys()}
+        remembered = {path.name for path in (host.state / "memory" / "networks").glob("*")}
+        if remembered != marked:
+            yield f"the networks {sorted(remembered)} are remembered, not {sorted(marked)}"
         yield from _nothing_more(host, networks, found - set(names.values()), set(dnsmasqs) - with_dnsmasq, out)
     if missing := set(names.values()) - found:
         yield f"namespaces that are missing: {sorted(missing)}"
+    yield from _told(host, networks, served, ignored)
     if not host.is_running:
         return
+    if not ignored:
+        yield from _egress(host, etcd, {uuid: networks[uuid] for uuid in out}, served)
     if missing := with_dnsmasq - set(dnsmasqs):
         yield f"no dnsmasq of {sorted(missing)}"
     for uuid, network in networks.items():
         if names[uuid] in found:
             for difference in (
                 *_inside(names[uuid], network, served[uuid], is_out=uuid in out),
-                *_led(host, network, served[uuid], is_out=uuid in out),
-                *_given(host, network, ports[uuid], provider),
+                *_listening(names[uuid]),
+                *_way_in(host, network, served[uuid], is_out=uuid in out),
+                *_given(host, network, served[uuid]),
+                *_known(host, network, ports[uuid]),
             ):
                 yield f"network {network.vni:06x}: {difference}"
 
@@ -72,16 +83,23 @@ def _nothing_more(
     tables = set(re.findall(r"table (\w+) ecompute_gateway$", host.run("nft", "list", "tables").stdout, re.MULTILINE))
     if tables != (GATEWAY if out else set()):
         yield f"the tables of the gateways are {sorted(tables)}"
-    remembered = {path.name for path in (host.state / "memory" / "networks").glob("*")}
-    if remembered != {str(network.vni) for network in networks.values()}:
-        yield f"the networks {sorted(remembered)} are remembered"
     files = {path.name for path in (host.state / "networks").glob("*")}
     if files != {f"{n.vni:06x}" for n in networks.values() if n.has_dhcp or n.has_dns}:
         yield f"there are files of networks {sorted(files)}"
+    if not out and (host.state / "memory" / "egress.json").exists():
+        yield "it is remembered how the egress device was set, and it is not set back"
 
 
-def _dnsmasqs(host: Host) -> dict[str, int]:
+def _dnsmasqs(host: Host) -> dict[str, list[int]]:
     """Return the process ids of this host's dnsmasqs by the hexadecimal VNI of their network."""
+    found: dict[str, list[int]] = {}
+    for pid, arguments in _processes("dnsmasq", host).items():
+        found.setdefault(Path(arguments[1]).parent.name, []).append(pid)
+    return found
+
+
+def _processes(program: str, host: Host) -> dict[int, list[str]]:
+    """Return the ids and command lines of this host's processes that run ``program``."""
     found = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal():
@@ -89,8 +107,8 @@ def _dnsmasqs(host: Host) -> dict[str, int]:
                 arguments = (entry / "cmdline").read_text(errors="replace").split("\0")
             except OSError:
                 continue
-            if arguments[0] == "dnsmasq" and str(host.state) in arguments[1]:
-                found[Path(arguments[1]).parent.name] = int(entry.name)
+            if program in arguments and any(str(host.state) in argument for argument in arguments):
+                found[int(entry.name)] = arguments
     return found
 
 
@@ -108,36 +126,116 @@ def _inside(namespace: str, network: Network, served: list[Port], *, is_out: boo
     if (found, lan["address"]) != (addresses, f"06:ec:01:{network.vni.to_bytes(3, 'big').hex(':')}"):
         yield f"its gateway is {lan['address']} with {sorted(found)}, not {sorted(addresses)}"
     floating = {(port.floating, port.addresses[0].split("/")[0]) for port in served if port.floating}
-    listed = json.loads(ip("netns", "exec", namespace, "nft", "-j", "list", "map", "inet", "ecompute", "floating"))
-    translated = {tuple(pair) for item in listed["nftables"] for pair in item.get("map", {}).get("elem", ())}
-    if translated != floating:
-        yield f"it translates {sorted(translated)}, not {sorted(floating)}"
+    wanted = {
+        "floating": floating,
+        "masks": {(inner, outer) for outer, inner in floating},
+        "own": {inner for _, inner in floating},
+        "routed": {address for port in served for address in _routed(network, port)},
+    }
+    found = _sets(ip("netns", "exec", namespace, "nft", "-j", "list", "table", "inet", "ecompute"))
+    for name, members in wanted.items():
+        if found.get(name) != members:
+            yield f"its rules know as {name} {sorted(found.get(name, ()))}, not {sorted(members)}"
 
 
-def _led(host: Host, network: Network, served: list[Port], *, is_out: bool) -> Iterator[str]:
+def _sets(listing: str) -> dict[str, set[Any]]:
+    """Return the members of all sets and maps, by name."""
+    items = [item.get("set") or item.get("map") for item in json.loads(listing)["nftables"]]
+    return {
+        one["name"]: {tuple(member) if isinstance(member, list) else member for member in one.get("elem", ())}
+        for one in items
+        if one is not None
+    }
+
+
+def _routed(network: Network, port: Port) -> set[str]:
+    """Return the port's addresses that are none of the network's."""
+    return {address for address in port.routed if network.cidr is None or not _is_in(address, network.cidr)}
+
+
+def _led(network: Network, served: list[Port]) -> set[str]:
+    """Return what leads in from outside."""
+    floating = {port.floating for port in served if port.floating}
+    return floating | {address for port in served for address in _routed(network, port)}
+
+
+def _egress(host: Host, etcd: Picture, out: dict[str, Network], served: dict[str, list[Port]]) -> Iterator[str]:
+    led = {address for uuid, network in out.items() for address in _led(network, served[uuid])}
+    answered = {entry["dst"] for entry in json.loads(host.run("ip", "-j", "neighbour", "show", "proxy").stdout)}
+    if answered != led:
+        yield f"the host answers for {sorted(answered)}, not for {sorted(led)}"
+    listed = host.run("nft", "-j", "list", "table", "inet", "ecompute_gateway", check=False)
+    if not out or listed.status != 0:
+        return  # said by those who look for tables
+    found = _sets(listed.stdout)
+    if found["addresses"] != led:
+        yield f"the host lets in {sorted(found['addresses'])}, not {sorted(led)}"
+    members = {member.underlay for (uuid, _), member in etcd.members.items() if uuid in out}
+    others = {node.underlay for node in etcd.nodes.values()} - members
+    if members - found["refused"] or others & found["refused"]:
+        yield f"the host keeps guests from {sorted(found['refused'])}; members are {sorted(members)}"
+
+
+def _told(host: Host, networks: dict[str, Network], served: dict[str, list[Port]], ignored: set[str]) -> Iterator[str]:
+    """What the metadata service is told, and whether it is there."""
+    files = {path.name: path for path in (host.state / "metadata").glob("[0-9a-f]*.*")}
+    wanted = {f"{network.vni:06x}.json" for network in networks.values()}
+    if files.keys() - wanted and not ignored:
+        yield f"the metadata service is told of networks {sorted(files.keys() - wanted)}"
+    if wanted - files.keys():
+        yield f"the metadata service is not told of networks {sorted(wanted - files.keys())}"
+    services = _processes("md_server", host)
+    if len(services) > 1 or (services and not networks and not ignored) or (networks and not services):
+        yield f"metadata services of {len(networks)} networks: {services}"
+    if not host.is_running:
+        return
+    for uuid, network in networks.items():
+        path = files.get(f"{network.vni:06x}.json")
+        said = {} if path is None else json.loads(path.read_text())
+        callers = {
+            address.split("/")[0]: port.instance_uuid
+            for port in served[uuid]
+            for address in (*port.addresses, *port.routed)
+        }
+        if said.get("addresses", {}) != callers:
+            yield f"the metadata service knows {said} on network {network.vni:06x}, not {callers}"
+
+
+def _listening(namespace: str) -> Iterator[str]:
+    said = ip("netns", "exec", namespace, "ss", "-Hltn")
+    for address in ("169.254.169.254:80", "[fe80::a9fe:a9fe]%lan:80"):
+        if f" {address} " not in said:
+            yield f"nobody listens at {address}"
+
+
+def _way_in(host: Host, network: Network, served: list[Port], *, is_out: bool) -> Iterator[str]:
     if not is_out:
         return
-    led: set[str] = set()
-    for port in served:
-        led |= {port.floating} if port.floating else set()
-        led |= {address for address in port.routed if network.cidr is None or not _is_in(address, network.cidr)}
+    led = _led(network, served)
     routes: list[dict[str, Any]] = json.loads(host.run("ip", "-j", "route", "show", "dev", _up(network)).stdout)
     found = {route["dst"] for route in routes if not route["dst"].startswith("169.254.")}
     if found != led:
         yield f"the host leads {sorted(found)} to it, not {sorted(led)}"
-    answered = {entry["dst"] for entry in json.loads(host.run("ip", "-j", "neighbour", "show", "proxy").stdout)}
-    if led - answered:
-        yield f"the host does not answer for {sorted(led - answered)}"
 
 
-def _given(host: Host, network: Network, ports: list[Port], provider: str) -> Iterator[str]:
+def _given(host: Host, network: Network, served: list[Port]) -> Iterator[str]:
     if not network.has_dhcp:
         return
     lines = (host.state / "networks" / f"{network.vni:06x}" / "leases").read_text().splitlines()
     found = {tuple(line.split(",")[:2]) for line in lines}
-    wanted = {(port.mac, port.addresses[0].split("/")[0]) for port in ports if port.provider == provider}
+    wanted = {(port.mac, port.addresses[0].split("/")[0]) for port in served}
     if found != wanted:
         yield f"it gives out {sorted(found)}, not {sorted(wanted)}"
+
+
+def _known(host: Host, network: Network, ports: list[Port]) -> Iterator[str]:
+    if not network.has_dns:
+        return
+    lines = (host.state / "networks" / f"{network.vni:06x}" / "names").read_text().splitlines()
+    found = {(line.split()[0], line.split()[-1]) for line in lines}
+    wanted = {(address.split("/")[0], port.name or "") for port in ports for address in port.addresses}
+    if found != wanted:
+        yield f"it knows {sorted(found)}, not {sorted(wanted)}"
 
 
 def _up(network: Network) -> str:

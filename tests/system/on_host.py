@@ -16,7 +16,8 @@ from xml.etree import ElementTree as ET
 
 import libvirt
 
-from ecompute.cluster.documents import ConfigDrive, Instance
+from ecompute.cluster.documents import ConfigDrive, Instance, Interface, Port
+from ecompute.instances.interfaces import lan_uuid
 from ecompute.storage.place import MARK
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def _of_domain(host: Host, instance: Instance, xml: ET.Element) -> Iterator[str]
         for element in xml.findall("./devices/interface")
         if (parts := [part for name in ("mac", "target", "source") if (part := element.find(name)) is not None])
     ]
-    ours = [(i.mac, _tap(i.uuid), f"ecb{i.vni:06x}") for i in instance.spec.interfaces]
+    ours = [(i.mac, _tap(i.uuid), _bridge(host, i)) for i in instance.spec.interfaces]
     if interfaces[: len(ours)] != ours:
         yield f"its interfaces are {interfaces}, not {ours}"
 
@@ -112,8 +113,11 @@ def devices(
     host: Host, etcd: Picture, provider: str, mine: dict[str, Instance], on: set[str], ignored: set[str]
 ) -> Iterator[str]:
     links = {link["ifname"]: link for link in json.loads(host.run("ip", "-d", "-j", "address").stdout)}
-    networks = {i.network_uuid: i for instance in mine.values() for i in instance.spec.interfaces}
-    taps = {_tap(i.uuid): i for uuid in on for i in mine[uuid].spec.interfaces}
+    joined = {i.network_uuid: i for instance in mine.values() for i in instance.spec.interfaces}
+    networks = {uuid: interface for uuid, interface in joined.items() if interface.physical is None}
+    taps = {_tap(i.uuid): _bridge(host, i) for uuid in on for i in mine[uuid].spec.interfaces}
+    if (lan := host.settings.get("bridge")) is not None:
+        taps |= {_tap(lan_uuid(uuid, lan)): lan for uuid in on}
     wanted = {f"ecb{i.vni:06x}" for i in networks.values()} | {f"ecx{i.vni:06x}" for i in networks.values()} | set(taps)
     ours = {name for name in links if re.match("ec[bxt]", name)}
     if not ignored:
@@ -123,7 +127,7 @@ def devices(
         if tables != (FILTER if wanted else set()):
             yield f"the filter's tables are {sorted(tables)}"
         if host.is_running:
-            yield from _rules(host, etcd, provider, networks)
+            yield from _rules(host, etcd, provider, joined, mine)
     if wanted - ours:
         yield f"devices that are missing: {sorted(wanted - ours)}"
     for name in sorted(ours & wanted):
@@ -131,8 +135,8 @@ def devices(
             yield f"{name} is down"
         if links[name]["addr_info"]:
             yield f"{name} has addresses: {links[name]['addr_info']}"
-    for tap, interface in taps.items():
-        if tap in links and links[tap].get("master") != f"ecb{interface.vni:06x}":
+    for tap, bridge in taps.items():
+        if tap in links and links[tap].get("master") != bridge:
             yield f"{tap} is on {links[tap].get('master')}"
     for uuid, interface in networks.items():
         name = f"ecx{interface.vni:06x}"
@@ -140,7 +144,9 @@ def devices(
             yield from _vxlan(host, etcd, provider, uuid, interface.vni, links[name])
 
 
-def _rules(host: Host, etcd: Picture, provider: str, networks: dict[str, Any]) -> Iterator[str]:
+def _rules(
+    host: Host, etcd: Picture, provider: str, networks: dict[str, Interface], mine: dict[str, Instance]
+) -> Iterator[str]:
     """The filter has a chain for each port here, and takes VXLAN packets from each network's other members."""
     listed = host.run("nft", "-j", "list", "ruleset").stdout
     items = [next(iter(item.items())) for item in json.loads(listed)["nftables"]]
@@ -150,8 +156,13 @@ def _rules(host: Host, etcd: Picture, provider: str, networks: dict[str, Any]) -
         for (n, _), port in etcd.ports.items()
         if port.provider == provider and n in networks
     }
+    if (lan := host.settings.get("bridge")) is not None:
+        ports |= {f"n000000.{_tap(lan_uuid(uuid, lan))}" for uuid in mine}
     if chains != ports:
         yield f"the filter has chains {sorted(chains)}, not {sorted(ports)}"
+    for (n, _), port in etcd.ports.items():
+        if port.provider == provider and n in networks:
+            yield from _of_tap(items, f"n{networks[n].vni:06x}.{_tap(port.interface_uuid)}", port)
     members = {
         body["name"]: set(body.get("elem", ()))
         for kind, body in items
@@ -162,9 +173,23 @@ def _rules(host: Host, etcd: Picture, provider: str, networks: dict[str, Any]) -
             m.underlay for (n, p), m in etcd.members.items() if n == uuid and p != provider
         }
         for uuid, interface in networks.items()
+        if interface.physical is None
     }
     if members != wanted:
         yield f"the filter knows the members {members}, not {wanted}"
+
+
+def _of_tap(items: list[tuple[str, Any]], chain: str, port: Port) -> Iterator[str]:
+    """Its rules name its own MAC and addresses, and no others."""
+    said = json.dumps([body["expr"] for kind, body in items if kind == "rule" and body["chain"] == chain])
+    if not said.strip("[]"):
+        return  # said by those who look for chains
+    macs = set(re.findall(r'"((?:[0-9a-f]{2}:){5}[0-9a-f]{2})"', said))
+    addresses = set(re.findall(r'"(\d+\.\d+\.\d+\.\d+)"', said)) - {"0.0.0.0", "255.255.255.255"}
+    own = {address.split("/")[0] for address in (*port.addresses, *port.routed)}  # none: it may have any
+    wanted = {port.mac}, {address for address in own if ":" not in address}
+    if (macs, addresses) != wanted:
+        yield f"the chain {chain} is about {sorted(macs)} with {sorted(addresses)}, not about {port}"
 
 
 def _vxlan(host: Host, etcd: Picture, provider: str, network: str, vni: int, link: dict[str, Any]) -> Iterator[str]:
@@ -213,6 +238,13 @@ def memory(host: Host, mine: dict[str, Instance], ignored: set[str]) -> Iterator
         wanted = ("running", mine[uuid].epoch) if uuid in mine else ("removed", record["epoch"])
         if uuid not in ignored and (record["phase"], record["epoch"]) != wanted:
             yield f"{uuid} is remembered as {record['phase']} in epoch {record['epoch']}, not {wanted}"
+
+
+def _bridge(host: Host, interface: Interface) -> str:
+    if interface.physical is None or interface.vlan is not None:
+        return f"ecb{interface.vni:06x}"
+    bridge: str = host.settings["bridges"][interface.physical]
+    return bridge
 
 
 def _tap(interface_uuid: str) -> str:
