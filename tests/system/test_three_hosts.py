@@ -18,6 +18,7 @@ from outside import ELSEWHERE, POOL, PORT
 from ecompute.dev.hosts import ip
 
 OUTER = f"http://{ELSEWHERE}:{PORT}/"
+WITHOUT = {21: "dhcp", 22: "nat", 23: "dns"}
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +74,7 @@ def test_all_of_it_works_on_three_hosts_and_without_the_first(cloud: Cluster) ->
     for guest in (*reds, *blues):
         assert json.loads(asked(guest, "http://169.254.169.254/openstack/latest/meta_data.json"))["uuid"] == guest.uuid
         assert asked(guest, "http://169.254.169.254/latest/meta-data/local-ipv4") == guest.address
+        assert asked(guest, "'http://[fe80::a9fe:a9fe%eth0]/latest/meta-data/local-ipv4'") == guest.address
     assert not reaches(blues[0], reds[3].address), "two networks with one range meet"
     for guest, name, address in ((reds[0], "red-3", reds[3].address), (reds[3], "red-0", reds[0].address)):
         assert address in shell.succeeds(guest, f"nslookup {name}")
@@ -128,6 +130,40 @@ def test_all_of_it_works_on_three_hosts_and_without_the_first(cloud: Cluster) ->
     for uuid in (red, blue):
         cloud.eschedule("network", "delete", uuid)
     cloud.eschedule("floating", "pool", "delete", "outer")
+    cloud.agree()
+
+
+def test_a_guest_finds_just_what_its_network_has(cloud: Cluster) -> None:
+    without = {what: network(cloud, what, f"--no-{what}", cidr=f"10.{n}.0.0/24") for n, what in WITHOUT.items()}
+    guests = {
+        "dhcp": launch(cloud, "silent", 0, without["dhcp"], "--configdrive", "openstack"),
+        "nat": launch(cloud, "inner", 1, without["nat"]),
+        "dns": launch(cloud, "nameless", 2, without["dns"]),
+    }
+    for what, guest in guests.items():
+        shell.wait_ready(guest)
+        said = guest.host.console(guest.uuid)
+        assert f"guest: address {guest.address}/24\n" in said
+        assert ("guest: gateway" in said) == (what != "nat")
+        assert ("guest: nameserver" in said) == (what != "dns")
+        assert "guest: problem" not in said
+        assert asked(guest, "http://169.254.169.254/latest/meta-data/local-ipv4") == guest.address
+        gets_lease = "timeout 20 udhcpc -i eth0 -f -n -q -t 3 -T 2 -s /bin/true"
+        (shell.fails if what == "dhcp" else shell.succeeds)(guest, gets_lease)
+        gateway = f"{guest.address.rsplit('.', 1)[0]}.1"
+        resolves = f"timeout 20 nslookup {guest.name} {gateway}"
+        (shell.fails if what == "dns" else shell.succeeds)(guest, resolves)
+        assert reaches(guest, gateway)
+        if what == "nat":
+            shell.succeeds(guest, f"ip route replace default via {gateway}")  # nobody told it
+            shell.fails(guest, f"timeout 5 wget -q -O - {OUTER}")
+            assert not reaches(guest, ELSEWHERE)
+        else:
+            assert asked(guest, OUTER) == str(outside.NETWORK[10 + int(guest.host.name.removeprefix("host-"))])
+    cloud.agree()
+    cloud.destroy(*(guest.uuid for guest in guests.values()))
+    for uuid in without.values():
+        cloud.eschedule("network", "delete", uuid)
     cloud.agree()
 
 
