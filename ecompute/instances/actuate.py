@@ -281,7 +281,7 @@ class Actuator:
         elif step is Step.DEFINE:
             self._hypervisor.define(self.domain_plan(assignment))
         elif step is Step.START:
-            taps = [tap_name(interface.uuid) for interface in assignment.spec.interfaces]
+            taps = sorted(self.taps(assignment))
             with self._memberships.starting(taps):
                 self._hypervisor.start(uuid)
             for tap in taps:

@@ -201,6 +201,8 @@ class NetworkReconciler:
                     self._filter.drop(vni)
             elif self._filter.state(own) is not FilterState.WHOLE:
                 self._filter.put(own)
+            soft = {port.name for port in found.loose | found.ports if not port.is_hardened}
+            self._apply(tuple(Harden(name) for name in sorted(soft & {tap.name for tap in taps})))
 
     def remove(self, vni: int) -> tuple[Change, ...]:
         """Remove what is there of a network, and with the last one the filter.

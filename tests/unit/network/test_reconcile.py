@@ -375,3 +375,14 @@ def test_a_tap_of_no_network_is_let_through_and_keeps_its_rules_until_it_is_gone
     links.unplug("ect1")
     again.admit(frozenset())
     assert rules.state() is FilterState.ABSENT
+
+
+def test_a_tap_on_the_operators_bridge_is_hardened_although_the_daemon_died_after_the_guests_start(
+    links: FakeLinks, rules: FakeFilter
+) -> None:
+    links.bridges |= {"br0"}
+    reconciler = NetworkReconciler(links, rules)
+    reconciler.admit(taps("ect1"))
+    links.plug("ect1", "br0")
+    NetworkReconciler(links, rules).admit(taps("ect1"))
+    assert links.taps == {"ect1": True}
