@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ecompute.cluster.documents import Instance, Network, NetworkKind, Port
+from ecompute.cluster.errors import StepFailed
 from ecompute.dev.hosts import ip, namespaces
 
 if TYPE_CHECKING:
@@ -55,14 +56,17 @@ def gateways(host: Host, etcd: Picture, provider: str, mine: dict[str, Instance]
         yield f"no dnsmasq of {sorted(missing)}"
     for uuid, network in networks.items():
         if names[uuid] in found:
-            for difference in (
-                *_inside(names[uuid], network, served[uuid], is_out=uuid in out),
-                *_listening(names[uuid]),
-                *_way_in(host, network, served[uuid], is_out=uuid in out),
-                *_given(host, network, served[uuid]),
-                *_known(host, network, ports[uuid]),
-            ):
-                yield f"network {network.vni:06x}: {difference}"
+            try:
+                for difference in (
+                    *_inside(names[uuid], network, served[uuid], is_out=uuid in out),
+                    *_listening(names[uuid]),
+                    *_way_in(host, network, served[uuid], is_out=uuid in out),
+                    *_given(host, network, served[uuid]),
+                    *_known(host, network, ports[uuid]),
+                ):
+                    yield f"network {network.vni:06x}: {difference}"
+            except (StepFailed, OSError) as error:
+                yield f"network {network.vni:06x} cannot be looked at: {error}"
 
 
 def _leads_out(network: Network, served: list[Port]) -> bool:
@@ -212,7 +216,8 @@ def _way_in(host: Host, network: Network, served: list[Port], *, is_out: bool) -
     if not is_out:
         return
     led = _led(network, served)
-    routes: list[dict[str, Any]] = json.loads(host.run("ip", "-j", "route", "show", "dev", _up(network)).stdout)
+    shown = host.run("ip", "-j", "route", "show", "dev", _up(network), check=False)
+    routes: list[dict[str, Any]] = json.loads(shown.stdout) if shown.status == 0 else []
     found = {route["dst"] for route in routes if not route["dst"].startswith("169.254.")}
     if found != led:
         yield f"the host leads {sorted(found)} to it, not {sorted(led)}"

@@ -168,8 +168,8 @@ HARMED_INSIDE = {
     "gateway.TellService": "echo 0 $(cut -d ' ' -f 2 {files}/told) > {files}/told",
 }
 HARMED_DEVICES = {
-    "gateway.DeleteInner.lan": "ip link delete {lan} && ip -n {space} link add lan type bridge",
-    "gateway.DeleteInner.up": "ip link delete {up} && ip -n {space} link add up type bridge",
+    "gateway.DeleteInner.lan": "ip link delete {lan} && ip -n {space} link add name lan type bridge",
+    "gateway.DeleteInner.up": "ip link delete {up} && ip -n {space} link add name up type bridge",
 }
 """What somebody may do while the daemon is down, in the order in which it is put right."""
 HARMED = {"segment": HARMED_SEGMENT, "inside": HARMED_INSIDE, "devices": HARMED_DEVICES}
