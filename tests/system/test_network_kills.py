@@ -153,10 +153,9 @@ def _leaving() -> list[str]:
 HARMED_SEGMENT = {
     "mesh.TuneBridge": "ip link set {bridge} address 02:00:00:00:00:99",
     "mesh.SetMtu.ecx": "ip link set {vxlan} mtu 1300",
-    "mesh.PutEntry": "bridge fdb flush dev {vxlan}",
-    "mesh.DropEntry": "bridge fdb add 02:00:00:00:00:99 dev {vxlan} dst 192.0.2.9 self permanent",
-    "mesh.PutNeighbour": "ip neighbour flush dev {vxlan} nud permanent",
-    "mesh.DropNeighbour": "ip neighbour add 10.40.0.250 lladdr 02:00:00:00:00:99 dev {vxlan} nud permanent",
+    "mesh.Entries": "bridge fdb flush dev {vxlan}; ip neighbour flush dev {vxlan} nud permanent; "
+    "bridge fdb add 02:00:00:00:00:99 dev {vxlan} dst 192.0.2.9 self permanent; "
+    "ip neighbour add 10.40.0.250 lladdr 02:00:00:00:00:99 dev {vxlan} nud permanent",
     "mesh.SetMtu.ect": "ip link set {tap} mtu 1300",
     "mesh.Harden.ect": "echo 0 > /proc/sys/net/ipv6/conf/{tap}/disable_ipv6",
     "mesh.AttachTap": "ip link set {tap} nomaster",
