@@ -31,6 +31,7 @@ from waitress import wasyncore
 from waitress.adjustments import Adjustments
 from waitress.task import ThreadedTaskDispatcher
 
+from ecompute.cluster.desks import socket_in
 from ecompute.guest import handing, told
 from md_server import app, connections
 from md_server.connections import NetworkServer
@@ -107,7 +108,7 @@ class Server:
             listening = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             old = os.umask(0o177)
             try:
-                with handing.socket_in(self._directory) as name:
+                with socket_in(self._directory, handing.SOCKET) as name:
                     listening.bind(name)
             finally:
                 os.umask(old)

@@ -3,15 +3,10 @@
 A Unix socket of kind SEQPACKET; each message is JSON, and the question `Serve` carries the listening sockets
 beside it (SCM_RIGHTS). Either end may die at any time: what the other has is asked for, never assumed.
 
-Data, its encoding, and how the socket is named; any thread may use it.
+Only data and its encoding; any thread may use it.
 """
 
 from __future__ import annotations
-
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
 import msgspec
 
@@ -25,22 +20,6 @@ SOCKETS_LIMIT = 2
 
 SOCKET = "socket"
 """In the service's directory."""
-
-
-@contextmanager
-def socket_in(directory: Path) -> Iterator[str]:
-    """Yield a name of the socket in ``directory`` that the kernel takes, however long the path of that is.
-
-    A Unix socket's name has 107 bytes at most (unix(7)): so it is named from a descriptor of its directory.
-
-    Raises:
-        OSError: the directory cannot be opened; FileNotFoundError: there is none.
-    """
-    held = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield f"/proc/self/fd/{held}/{SOCKET}"
-    finally:
-        os.close(held)
 
 
 class List(msgspec.Struct, frozen=True, tag="list"):

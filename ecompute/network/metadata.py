@@ -32,6 +32,7 @@ from typing import Protocol
 
 import msgspec
 
+from ecompute.cluster.desks import socket_in
 from ecompute.cluster.documents import encode
 from ecompute.cluster.errors import NetworkError
 from ecompute.cluster.failpoint import reach
@@ -246,7 +247,7 @@ class HostMetadata:
         service = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
         service.settimeout(self._answer_timeout_s)
         try:
-            with handing.socket_in(self._directory) as name:
+            with socket_in(self._directory, handing.SOCKET) as name:
                 service.connect(name)
         except (FileNotFoundError, ConnectionRefusedError):
             service.close()

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from place import KEYS, NETWORK_UUID, USER_DATA, VNI, Net, Place, wait_for
 
+from ecompute.cluster.desks import socket_in
 from ecompute.dev.hosts import ip
 from ecompute.guest import handing, told
 from ecompute.network.metadata import ADDRESS6, HostMetadata
@@ -42,7 +43,7 @@ def marks(net: Net) -> dict[int, str]:
     """Which sockets of which networks are served."""
     with (
         socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as way,
-        handing.socket_in(told.directory_of(net.state)) as name,
+        socket_in(told.directory_of(net.state), handing.SOCKET) as name,
     ):
         way.connect(name)
         way.send(handing.encode(handing.List()))
@@ -52,7 +53,7 @@ def marks(net: Net) -> dict[int, str]:
 def pid_of(net: Net) -> int:
     with (
         socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as way,
-        handing.socket_in(told.directory_of(net.state)) as name,
+        socket_in(told.directory_of(net.state), handing.SOCKET) as name,
     ):
         way.connect(name)
         return int.from_bytes(way.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)[:4], sys.byteorder)
@@ -268,7 +269,7 @@ def test_nonsense_at_the_desk_ends_that_talk_and_nothing_else(net: Net, make_met
     serve(make_metadata(), net)
     with (
         socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as way,
-        handing.socket_in(told.directory_of(net.state)) as name,
+        socket_in(told.directory_of(net.state), handing.SOCKET) as name,
     ):
         way.connect(name)
         way.send(b'{"type": "serve"}')
