@@ -23,9 +23,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
+from ecompute.cluster.addressing import mtu_over
 from ecompute.cluster.config import Config
 from ecompute.cluster.errors import CloudError
 from ecompute.inventory import Measured, measure, shortfalls
+from ecompute.network import sight
 from ecompute.network.resolvers import upstream
 
 PROGRAMS = {
@@ -37,7 +39,7 @@ PROGRAMS = {
 """What is run, and the Debian package that brings it."""
 
 LOW_DISK_GB = 5
-ARPHRD_ETHER, IFF_NOARP = 1, 0x80  # include/uapi/linux/if_arp.h, if.h
+LOOPBACK = "lo"
 CAP_NET_ADMIN = 12
 
 
@@ -78,8 +80,16 @@ class Found:
     has_default_route: bool = True
     is_underlay_here: bool = True
     """Whether the configured underlay address is one of this machine's."""
+    underlay_device: str | None = "eth0"
+    """That which has the underlay address, as far as can be seen."""
+    underlay_mtu: int = sight.USUAL_MTU
+    """In bytes."""
+    networks: tuple[tuple[ipaddress.IPv4Network, str], ...] = ()
+    """The networks that this machine is on, each with its device."""
     missing_bridges: frozenset[str] = frozenset()
-    """Those of the configured bridges that are none."""
+    """Those of the configured bridges that are not there."""
+    no_bridges: frozenset[str] = frozenset()
+    """Those of the configured bridges that are devices of another kind."""
     is_egress_here: bool = True
     """Whether the configured egress device is there."""
     has_egress_arp: bool = True
@@ -111,6 +121,7 @@ def judge(found: Found, config: Config) -> list[Result]:
         _vxlan(found),
         _bridge_filters(found),
         _underlay(found, config),
+        _default_network(found, config),
         *(_bridge(found, bridge) for bridge in _bridges(config)),
         _egress(found, config),
         _forwarding(found),
@@ -175,15 +186,21 @@ def _bridge_filters(found: Found) -> Result:
 
 def _underlay(found: Found, config: Config) -> Result:
     name = "underlay"
+    narrow = ""
+    if found.underlay_mtu < sight.USUAL_MTU:
+        narrow = (
+            f", with an MTU of {found.underlay_mtu}: guests here get no larger datagrams of others "
+            f"than {mtu_over(found.underlay_mtu)} bytes"
+        )
     if config.underlay is None:
         if found.has_default_route:
-            return Result(name, note="the source address of the default route")
+            return Result(name, note=f"the source address of the default route{narrow}")
         return Result(name, "there is no default route to take the address from; set underlay in compute.yaml")
     if not found.is_underlay_here:
         return Result(name, f"{config.underlay} is not an address of this machine; set another underlay")
     if ipaddress.ip_address(config.underlay).is_loopback and not _is_alone(config):
         return Result(name, f"no other host reaches {config.underlay}; set underlay to an address that they reach")
-    return Result(name, note=config.underlay)
+    return Result(name, note=f"{config.underlay}{narrow}")
 
 
 def _is_alone(config: Config) -> bool:
@@ -206,7 +223,20 @@ def _bridges(config: Config) -> list[str]:
 
 def _bridge(found: Found, bridge: str) -> Result:
     is_missing = bridge in found.missing_bridges
+    if bridge in found.no_bridges:
+        return Result(f"bridge {bridge}", f"{bridge} is a device, and no bridge; name a bridge in compute.yaml")
     return Result(f"bridge {bridge}", f"there is none; ip link add {bridge} type bridge" if is_missing else None)
+
+
+def _default_network(found: Found, config: Config) -> Result:
+    """What this machine is on itself, guests with such a range would look for among themselves."""
+    name, cidr = "default_network", config.default_network
+    over = [(network, device) for network, device in found.networks if network.overlaps(cidr)]
+    said = [f"{cidr} overlaps {network} on {device}" for network, device in over]
+    advice = "set another default_network, on all machines"
+    if any(device == found.underlay_device for _, device in over):
+        return Result(name, f"{said[0]}, the underlay; {advice}")
+    return Result(name, note=f"{said[0]}, which guests will not reach; {advice}" if said else str(cidr))
 
 
 def _egress(found: Found, config: Config) -> Result:
@@ -216,6 +246,8 @@ def _egress(found: Found, config: Config) -> Result:
         if found.has_default_route:
             return Result(name, note=f"the device of the default route{no_arp}")
         return Result(name, note="there is no default route: guests do not get out; set egress in compute.yaml")
+    if config.egress == LOOPBACK:
+        return Result(name, f"nothing is reached by {LOOPBACK}; set another egress")
     if not found.is_egress_here:
         return Result(name, f"there is no device {config.egress}; set another egress")
     return Result(name, note=f"{config.egress}{no_arp}")
@@ -273,6 +305,8 @@ def look(config: Config) -> Found:
         measured = measure(config.state_dir)
     except CloudError as error:
         measured = error
+    networks = sight.networks()
+    underlay = sight.device_of(config.underlay, networks)
     return Found(
         programs={name: shutil.which(name) for name in PROGRAMS},
         is_admin=bool(_capabilities() >> CAP_NET_ADMIN & 1),
@@ -283,13 +317,17 @@ def look(config: Config) -> Found:
         measured=measured,
         free_disk_gb=_free_gb(config.state_dir),
         bridge_filters=_bridge_filters_on(),
-        has_default_route=_default_device() is not None,
+        has_default_route=sight.default_device() is not None,
         is_underlay_here=config.underlay is None or _is_here(config.underlay),
-        missing_bridges=frozenset(
-            bridge for bridge in _bridges(config) if not Path("/sys/class/net", bridge, "bridge").is_dir()
+        underlay_device=underlay,
+        underlay_mtu=sight.mtu(underlay),
+        networks=networks,
+        missing_bridges=frozenset(bridge for bridge in _bridges(config) if not sight.is_device(bridge)),
+        no_bridges=frozenset(
+            bridge for bridge in _bridges(config) if sight.is_device(bridge) and not sight.is_device(f"{bridge}/bridge")
         ),
-        is_egress_here=config.egress is None or Path("/sys/class/net", config.egress).exists(),
-        has_egress_arp=_has_arp(config.egress or _default_device()),
+        is_egress_here=config.egress is None or sight.is_device(config.egress),
+        has_egress_arp=sight.has_arp(config.egress or sight.default_device()),
         dropping=_dropping(),
         resolvers=upstream(config.dns),
         files={path: problem for path, problem in _files(config) if problem},
@@ -370,26 +408,6 @@ def _said(*command: str) -> str:
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
     return ""
-
-
-def _default_device() -> str | None:
-    """Return the device of the default route, if there is one."""
-    try:
-        lines = Path("/proc/net/route").read_text(encoding="ascii").splitlines()[1:]
-    except OSError:
-        return None
-    routes = (fields for fields in map(str.split, lines) if len(fields) > 7)
-    return next((fields[0] for fields in routes if fields[1] == fields[7] == "00000000"), None)
-
-
-def _has_arp(device: str | None) -> bool:
-    """Whether neighbours are found on a device by ARP; of one that is not there nothing is said."""
-    try:
-        about = Path("/sys/class/net", device or "")
-        kind, flags = ((about / name).read_text(encoding="ascii") for name in ("type", "flags"))
-    except OSError:
-        return True
-    return int(kind) == ARPHRD_ETHER and not int(flags, 16) & IFF_NOARP
 
 
 def _is_here(address: str) -> bool:

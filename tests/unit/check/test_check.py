@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import ipaddress
 import socket
 from pathlib import Path
 
@@ -81,12 +82,37 @@ def test_a_bridge_is_looked_for_only_where_one_is_configured() -> None:
     assert "there is none" in problems(found, Config(bridge="br0"))["bridge br0"]
     several = problems(found, Config(bridge="br0", bridges={"lan": "br0", "dmz": "br1", "far": "br2"}))
     assert {"bridge br0", "bridge br2"} == {name for name in several if name.startswith("bridge ")}
+    other = dataclasses.replace(WELL, no_bridges=frozenset({"lo"}))
+    assert "lo is a device, and no bridge" in problems(other, Config(bridges={"lan": "lo"}))["bridge lo"]
+
+
+def test_a_default_network_that_this_machine_is_on_itself_is_noted_and_one_over_the_underlay_refused() -> None:
+    here = ipaddress.IPv4Network("10.10.0.0/16")
+    elsewhere = (ipaddress.IPv4Network("192.0.2.0/24"), "eth0")
+    found = dataclasses.replace(WELL, networks=(elsewhere, (here, "eth1")))
+    assert problems(found) == {}
+    assert "10.10.0.0/24 overlaps 10.10.0.0/16 on eth1, which guests will not reach" in (
+        result("default_network", found).note
+    )
+    found = dataclasses.replace(WELL, networks=(elsewhere, (here, "eth0")))
+    assert "overlaps 10.10.0.0/16 on eth0, the underlay; set another" in problems(found)["default_network"]
+    assert problems(found, Config(default_network=ipaddress.IPv4Network("10.9.0.0/24"))) == {}
+
+
+@pytest.mark.parametrize("config", [Config(), Config(underlay="192.0.2.7")])
+def test_a_narrow_underlay_is_noted_with_what_guests_lose(config: Config) -> None:
+    assert (
+        "an MTU of 1400: guests here get no larger datagrams of others than 1350 bytes"
+        in result("underlay", dataclasses.replace(WELL, underlay_mtu=1400), config).note
+    )
+    assert "MTU" not in result("underlay", WELL, config).note
 
 
 def test_an_egress_device_is_looked_for_where_one_is_configured_and_missed_where_there_is_none() -> None:
     found = dataclasses.replace(WELL, is_egress_here=False)
     assert problems(found) == {}
     assert "there is no device wan0" in problems(found, Config(egress="wan0"))["egress"]
+    assert "nothing is reached by lo" in problems(WELL, Config(egress="lo"))["egress"]
     assert "guests do not get out" in result("egress", dataclasses.replace(WELL, has_default_route=False)).note
 
 
@@ -129,10 +155,11 @@ def test_the_socket_is_looked_for_where_the_uri_says(uri: str, first: str, monke
 
 
 def test_looking_at_this_machine_changes_nothing_and_ends(tmp_path: Path) -> None:
-    config = Config(state_dir=tmp_path / "state", underlay="127.0.0.1", bridge="lo")
+    config = Config(state_dir=tmp_path / "state", underlay="127.0.0.1", bridge="lo", bridges={"lan": "none0"})
     found = look(config)
     assert found.is_underlay_here
-    assert found.missing_bridges == {"lo"}
+    assert (found.missing_bridges, found.no_bridges) == ({"none0"}, {"lo"})
+    assert found.underlay_mtu > 0
     assert found.is_egress_here
     assert not config.state_dir.exists()
     assert {r.name for r in checks(config)} >= {"libvirt", "vxlan", "underlay", "bridge lo"}
