@@ -13,11 +13,11 @@ import ctypes
 import os
 import resource
 
+from ecompute.guest.told import LOG_LIMIT_BYTES
+
 _SET_DUMPABLE, _CAPBSET_DROP, _SET_NO_NEW_PRIVS = 4, 24, 38  # prctl(2)
 _LAST_CAPABILITY = 63
 _CAPABILITY_VERSION_3 = 0x20080522  # capset(2)
-
-LOG_LIMIT_BYTES = 1 << 20
 
 _libc = ctypes.CDLL(None, use_errno=True)
 

@@ -31,6 +31,7 @@ from waitress import wasyncore
 from waitress.adjustments import Adjustments
 from waitress.task import ThreadedTaskDispatcher
 
+from ecompute import __version__
 from ecompute.cluster.desks import socket_in
 from ecompute.guest import handing, told
 from md_server import app, connections
@@ -155,7 +156,7 @@ class Server:
             case handing.End():
                 if not self._networks:
                     raise Ended
-        return handing.Answer({vni: mark for vni, (mark, _) in self._networks.items()})
+        return handing.Answer({vni: mark for vni, (mark, _) in self._networks.items()}, __version__)
 
     def _serve_all(self, vni: int, sockets: list[socket.socket]) -> list[NetworkServer]:
         before = set(self._map)

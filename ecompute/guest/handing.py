@@ -50,6 +50,8 @@ Question = List | Serve | Leave | End
 class Answer(msgspec.Struct, frozen=True):
     networks: dict[int, str]
     """VNI → mark, after the question was done."""
+    version: str = ""
+    """Of the package whose code answers; the first ones did not say."""
 
 
 def encode(message: Question | Answer) -> bytes:

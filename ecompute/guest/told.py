@@ -15,6 +15,10 @@ from pathlib import Path
 
 from ecompute.cluster.documents import Assignment, Document, Port, Secrets
 
+LOG = "log"
+LOG_LIMIT_BYTES = 1 << 20
+"""The service cannot write more than this, and tells what it does in a few lines."""
+
 
 class Guest(Document, frozen=True, kw_only=True):
     """All that a guest may be told."""

@@ -6,9 +6,9 @@ memory, and one set of contract tests holds for both.
 The service is a process of its own in a session of its own: it goes on while the daemon is down, and is found again
 by the socket at which it is handed others. Which networks it serves is asked of it each time; a socket of a namespace
 or device that was made anew is another one, which its mark tells. So either may die at any point: the next `serve`
-of the network, at the latest the scan, puts right what is missing. A service that does not answer is ended, and
-another one started. The files are there before the sockets, and go
-after them.
+of the network, at the latest the scan, puts right what is missing. A service that does not answer, or is of another
+version, is ended, and another one started; one that dies again and again is given pauses. The files are there before
+the sockets, and go after them.
 
 Threads: any. The service is started and handed sockets on a thread of the timers, one network after the other, so
 that nobody waits for it who is building a guest.
@@ -26,12 +26,14 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Protocol
 
 import msgspec
 
+from ecompute import __version__
 from ecompute.cluster.desks import socket_in
 from ecompute.cluster.documents import encode
 from ecompute.cluster.errors import NetworkError
@@ -40,13 +42,9 @@ from ecompute.cluster.retries import Retries
 from ecompute.cluster.timers import Serial
 from ecompute.guest import handing, told
 from ecompute.guest.told import Callers
-from ecompute.network import netns
+from ecompute.network import metadata_sockets, netns
 from ecompute.network.deaths import Deaths
-from ecompute.network.names import LAN, METADATA, METADATA6
 
-ADDRESS, ADDRESS6 = METADATA, METADATA6
-PORT = 80
-BACKLOG = 64
 START_TIMEOUT_S = 30.0
 ANSWER_TIMEOUT_S = 10.0
 """It answers at once, whatever guests ask of it: one that does not has stopped for good."""
@@ -55,6 +53,8 @@ BOTH = 2
 """Sockets: of IPv4 and of IPv6. Which a network has is part of its mark."""
 RETRY_S = 5.0
 LONGEST_RETRY_S = 300.0
+SHORT_LIFE_S = 60.0
+"""A second service that lives no longer than that is not started again at once."""
 
 FAILPOINTS = (
     "metadata.new",
@@ -139,6 +139,9 @@ class HostMetadata:
         self._busy = threading.Lock()
         """Held while the service is spoken with."""
         self._failures = 0
+        self._started_at_s = -SHORT_LIFE_S
+        self._short_lives = 0
+        """How many services, one after the other, have died soon after their start."""
         self._deaths = Deaths(lambda number: self._died())
         self._retries = Retries("metadata", lambda vni: self._work.put(int(vni)))
         self._work: Serial[int] = Serial("metadata", self._hand_over)
@@ -183,7 +186,7 @@ class HostMetadata:
             service = self._reached()
             if service is not None:
                 with service:
-                    found |= self._ask(service, handing.List()).keys()
+                    found |= self._ask(service, handing.List()).networks.keys()
                     with self._lock:
                         is_idle = not found and not self._namespaces
                     if is_idle:
@@ -215,16 +218,16 @@ class HostMetadata:
             self._retries.later(str(vni), min(LONGEST_RETRY_S, RETRY_S * 2 ** (self._failures - 1)))
 
     def _keep(self, vni: int, namespace: str) -> None:
-        with self._reached() or self._started() as service:
+        with self._current(vni) as service:
             self._deaths.watch(0, _pid(service))
-            mark = netns.in_namespace(namespace, lambda: _mark(namespace))
-            served = self._ask(service, handing.List()).get(vni)
+            mark = netns.in_namespace(namespace, lambda: metadata_sockets.mark(namespace))
+            served = self._ask(service, handing.List()).networks.get(vni)
             if served == f"{mark} {BOTH}" or (
-                served == f"{mark} 1" and not netns.in_namespace(namespace, _is_six_there)
+                served == f"{mark} 1" and not netns.in_namespace(namespace, metadata_sockets.is_six_there)
             ):
                 return
             self._ask(service, handing.Leave(vni))  # in the same namespace its address cannot be had twice
-            sockets = netns.in_namespace(namespace, _listening)
+            sockets = netns.in_namespace(namespace, metadata_sockets.listening)
             try:
                 self._ask(service, handing.Serve(vni, f"{mark} {len(sockets)}"), sockets)
             finally:
@@ -235,12 +238,44 @@ class HostMetadata:
     def _died(self) -> None:
         with self._lock:
             networks = list(self._namespaces)
+            is_short = time.monotonic() - self._started_at_s < SHORT_LIFE_S
+            self._short_lives = self._short_lives + 1 if is_short else 0
+            pause_s = RETRY_S * 2 ** min(self._short_lives - 2, 10) if self._short_lives > 1 else 0.0
         if networks:
-            log.warning("the metadata service has ended, and is started again")
+            log.warning("the metadata service has ended, and is started again%s", " after a while" if pause_s else "")
         for vni in networks:
-            self._work.put(vni)
+            if pause_s:
+                self._retries.later(str(vni), min(LONGEST_RETRY_S, pause_s))
+            else:
+                self._work.put(vni)
 
     # --- the service -----------------------------------------------------------------------------
+
+    def _current(self, vni: int) -> socket.socket:
+        """Return a way to a service of this version, which is started if there is none; one of another is ended.
+
+        Args:
+            vni: of the network that is handed over next; all others are after it, to a new service.
+        """
+        service = self._reached()
+        if service is not None:
+            try:
+                answer = self._ask(service, handing.List())
+                if answer.version == __version__:
+                    return service
+                log.info("the metadata service is of version %s, and gives way to %s", answer.version, __version__)
+                for one in answer.networks:
+                    self._ask(service, handing.Leave(one))
+                self._end(service)
+            except BaseException:
+                service.close()
+                raise
+            service.close()
+            with self._lock:
+                others = set(self._namespaces) - {vni}
+            for one in others:
+                self._work.put(one)
+        return self._started()
 
     def _reached(self) -> socket.socket | None:
         """Return a way to the service, if it runs."""
@@ -259,8 +294,10 @@ class HostMetadata:
 
     def _started(self) -> socket.socket:
         """Start the service and return a way to it. It is nobody's child, and goes on without us."""
-        output = self._directory / "log"
+        output = self._directory / told.LOG
         try:
+            if output.exists() and output.stat().st_size > told.LOG_LIMIT_BYTES // 2:
+                output.replace(output.with_suffix(".old"))
             with output.open("ab") as file:
                 done = subprocess.run(
                     [sys.executable, "-m", "md_server", "--background", "--state-dir", str(self._state)],
@@ -279,12 +316,14 @@ class HostMetadata:
         service = self._reached()
         if done.returncode != 0 or service is None:
             raise NetworkError(f"the metadata service does not start; {output} says why")
+        with self._lock:
+            self._started_at_s = time.monotonic()
         return service
 
     def _end(self, service: socket.socket) -> None:
         """Have the service end, if it serves nothing: what another daemon has handed to it goes on."""
         self._deaths.forget(0)
-        if self._ask(service, handing.List()):
+        if self._ask(service, handing.List()).networks:
             return
         with _held(service) as held:
             if held is not None:
@@ -294,8 +333,8 @@ class HostMetadata:
 
     def _ask(
         self, service: socket.socket, question: handing.Question, sockets: Collection[socket.socket] = ()
-    ) -> dict[int, str]:
-        """Return which networks are served, with their marks, once ``question`` is done.
+    ) -> handing.Answer:
+        """Return the service's answer, once ``question`` is done.
 
         Raises:
             ServiceHung: see there.
@@ -303,7 +342,7 @@ class HostMetadata:
         """
         try:
             socket.send_fds(service, [handing.encode(question)], [one.fileno() for one in sockets])
-            return handing.decode_answer(service.recv(handing.LIMIT_BYTES)).networks
+            return handing.decode_answer(service.recv(handing.LIMIT_BYTES))
         except TimeoutError as error:
             with _held(service) as held:
                 if held is not None:
@@ -355,51 +394,3 @@ def _end(held: int, *, is_hung: bool = False) -> None:
 def _pid(service: socket.socket) -> int:
     pid, _, _ = struct.unpack("3i", service.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
     return int(pid)
-
-
-# --- in a network's namespace ----------------------------------------------------------------------
-
-
-def _mark(namespace: str) -> str:
-    """Return what is another one when the namespace or its device was made anew."""
-    try:
-        index = socket.if_nametoindex(LAN)
-    except OSError as error:
-        raise NetworkError(f"the namespace {namespace} has no device {LAN} yet") from error
-    return f"{netns.identity(namespace)} {index}"
-
-
-def _listening() -> list[socket.socket]:
-    """Open the sockets of the service in the namespace of this thread: the one of IPv6 where there is IPv6."""
-    try:
-        opened = [_open(socket.AF_INET, (ADDRESS, PORT))]
-    except OSError as error:
-        raise NetworkError(f"{ADDRESS}:{PORT} cannot be listened on: {error.strerror}") from error
-    with contextlib.suppress(OSError):
-        opened.append(_open_six())
-    return opened
-
-
-def _open_six() -> socket.socket:
-    return _open(socket.AF_INET6, (ADDRESS6, PORT, 0, socket.if_nametoindex(LAN)))
-
-
-def _is_six_there() -> bool:
-    """Whether the socket of IPv6 can be opened, where none is served."""
-    with contextlib.suppress(OSError), _open_six():
-        return True
-    return False
-
-
-def _open(family: socket.AddressFamily, address: tuple[str, int] | tuple[str, int, int, int]) -> socket.socket:
-    one = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    try:
-        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        one.bind(address)
-        one.listen(BACKLOG)
-    except OSError:
-        one.close()
-        raise
-    return one

@@ -25,7 +25,8 @@ from figures import Figure, figure
 from ecompute.cluster.documents import Assignment, Interface, Port, Resources, Role, Secrets, Spec, encode
 from ecompute.guest import handing, told
 from ecompute.network import netns
-from ecompute.network.metadata import ADDRESS, ADDRESS6, HostMetadata
+from ecompute.network.metadata import HostMetadata
+from ecompute.network.metadata_sockets import ADDRESS, ADDRESS6
 from md_server.server import THREADS
 
 NETWORKS = (1, 50, 200)

@@ -14,7 +14,7 @@ from ecompute.cluster.documents import Assignment, Interface, Port, Resources, R
 from ecompute.dev.hosts import ip
 from ecompute.guest import told
 from ecompute.network import netns
-from ecompute.network.metadata import ADDRESS, ADDRESS6
+from ecompute.network.metadata_sockets import ADDRESS, ADDRESS6
 
 VNI = 4711
 NETWORK_UUID = "77a5f0c4-1f7e-4b77-a7fc-2b8b5a3d0001"

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,9 +17,11 @@ import pytest
 from place import KEYS, NETWORK_UUID, USER_DATA, VNI, Net, Place, wait_for
 
 from ecompute.cluster.desks import socket_in
+from ecompute.cluster.retries import JITTER
 from ecompute.dev.hosts import ip
 from ecompute.guest import handing, told
-from ecompute.network.metadata import ADDRESS6, HostMetadata
+from ecompute.network.metadata import RETRY_S, HostMetadata
+from ecompute.network.metadata_sockets import ADDRESS6
 
 ID = "/latest/meta-data/instance-id"
 Make = Callable[..., HostMetadata]
@@ -222,6 +225,46 @@ def test_a_state_directory_may_have_any_path(tmp_path: Path) -> None:
     finally:
         metadata.close()
         net.remove()
+
+
+def test_a_service_that_dies_soon_again_is_started_after_a_pause(net: Net, make_metadata: Make) -> None:
+    serve(make_metadata(), net)
+    os.kill(pid_of(net), signal.SIGKILL)
+    wait_for(lambda: is_answered(net.a), timeout_s=60, what="another one answers")
+    began_s = time.monotonic()
+    os.kill(pid_of(net), signal.SIGKILL)
+    wait_for(lambda: is_answered(net.a), timeout_s=60, what="a third one answers")
+    assert time.monotonic() - began_s > RETRY_S * (1 - JITTER)
+
+
+def test_a_service_of_another_version_gives_way(net: Net, make_metadata: Make) -> None:
+    run = "import ecompute; ecompute.__version__ = '0.0.1'; from md_server.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", run, "--background", "--state-dir", str(net.state)], check=False, timeout=60
+    )
+    assert done.returncode == 0
+    old = pid_of(net)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as way, socket.socket() as listening:
+        with socket_in(told.directory_of(net.state), handing.SOCKET) as name:
+            way.connect(name)
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        socket.send_fds(way, [handing.encode(handing.Serve(VNI + 1, "mark"))], [listening.fileno()])
+        assert handing.decode_answer(way.recv(handing.LIMIT_BYTES)).networks == {VNI + 1: "mark"}
+    serve(make_metadata(), net)
+    assert pid_of(net) != old
+    new = pid_of(net)
+    serve(make_metadata(), net, is_scan=True)
+    assert pid_of(net) == new, "one of our own version goes on"
+
+
+def test_a_long_log_is_put_aside_when_the_service_is_started(net: Net, make_metadata: Make) -> None:
+    log = told.directory_of(net.state) / told.LOG
+    log.parent.mkdir(parents=True)
+    log.write_bytes(b"x" * told.LOG_LIMIT_BYTES)
+    serve(make_metadata(), net)
+    assert log.stat().st_size < 1000
+    assert log.with_suffix(".old").stat().st_size == told.LOG_LIMIT_BYTES
 
 
 def test_a_device_made_anew_gets_new_sockets_at_the_scan(net: Net, make_metadata: Make) -> None:

@@ -15,8 +15,7 @@ import pytest
 from msgspec.structs import replace
 
 from ecompute.guest import handing, told
-from ecompute.guest.told import Guest
-from md_server.confine import LOG_LIMIT_BYTES
+from ecompute.guest.told import LOG_LIMIT_BYTES, Guest
 from md_server.connections import CONNECTIONS_A_CALLER
 
 T = TypeVar("T")
