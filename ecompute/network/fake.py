@@ -42,7 +42,7 @@ class FakeLinks:
         self.outlets: dict[str, str] = {}
         """Those of them that are on a bridge of the operator, and on which."""
         self.applied: list[terms.LinkChange] = []
-        self._address = address
+        self.address = address
         self._lock = threading.RLock()
 
     @contextmanager
@@ -54,8 +54,8 @@ class FakeLinks:
     ) -> FoundNetwork:
         with self._lock:
             found = self._of(vni)
-            if local is not None and self._address is not None and self._address.ip == local:
-                found = replace(found, carrier_mtu=self._address.mtu)
+            if local is not None and self.address is not None and self.address.ip == local:
+                found = replace(found, carrier_mtu=self.address.mtu)
             if physical is not None and physical.outlet in self.bridges:
                 found = replace(found, carrier_mtu=OUTLET_MTU)
             outlet = physical.outlet if physical is not None and physical.vlan is None else None
@@ -177,12 +177,12 @@ class FakeLinks:
 
     def addresses(self) -> dict[str, Address]:
         loopback = {"127.0.0.1": Address("127.0.0.1", "lo", 65536)}
-        return loopback | ({self._address.ip: self._address} if self._address is not None else {})
+        return loopback | ({self.address.ip: self.address} if self.address is not None else {})
 
     def source_address(self) -> Address:
-        if self._address is None:
+        if self.address is None:
             raise NetworkError("this host has no default route, so no underlay address can be derived")
-        return self._address
+        return self.address
 
     def underlay(self, configured: str | None) -> Address:
         return self.source_address() if configured is None else pick(self.addresses(), configured)

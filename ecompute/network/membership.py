@@ -29,6 +29,8 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import MappingProxyType
 
+from msgspec import structs
+
 from ecompute.cluster import keys
 from ecompute.cluster.documents import Assignment, Interface, Network, NetworkHost, NetworkKind, Port
 from ecompute.cluster.errors import CloudError, NetworkError, OnHold
@@ -100,6 +102,8 @@ class Memberships:
         self._retries = Retries("network-retries", self._mark)
         self._failures: dict[str, str] = {}
         """What was said of a network's gateway that is not as it should be."""
+        self._narrow: dict[str, int] = {}
+        """What was said of a network's MTU here."""
         self._damaged_at: dict[int | None, float] = {}
         self._suspect: set[str] = set()
         """Networks of which something was damaged: all of each is read again."""
@@ -468,8 +472,23 @@ class Memberships:
                     self._reconciler.ensure(target)
                 else:
                     self._reconciler.follow(target)
-                if network.value.kind is NetworkKind.VIRTUAL:
-                    self._serve(network.value, all_ports, all_hosts, is_scan=is_scan, needs_gateway=needs_gateway)
+                here = structs.replace(network.value, mtu=self._reconciler.mtu(target))
+                self._say_mtu(network.value, here.mtu)
+                if here.kind is NetworkKind.VIRTUAL:
+                    self._serve(here, all_ports, all_hosts, is_scan=is_scan, needs_gateway=needs_gateway)
+
+    def _say_mtu(self, network: Network, mtu: int) -> None:
+        """Say once that a network is narrower here than elsewhere: what is sent to guests here is lost in silence."""
+        is_said = self._narrow.get(network.uuid, network.mtu) == mtu
+        self._narrow[network.uuid] = mtu
+        if not is_said and mtu < network.mtu:
+            log.warning(
+                "network %s has an MTU of %d here, and %d elsewhere, as what carries it here is too narrow: guests are "
+                "told by DHCP, and larger datagrams to them from other hosts are lost; give it %d more bytes",
+                network.uuid, mtu, network.mtu, network.mtu - mtu,
+            )  # fmt: skip
+        elif not is_said:
+            log.info("network %s has an MTU of %d here, as elsewhere", network.uuid, mtu)
 
     def _serve(
         self, network: Network, ports: list[Port], hosts: list[NetworkHost], *, is_scan: bool, needs_gateway: bool

@@ -74,7 +74,7 @@ def plan(wanted: WantedNetwork | None, found: FoundNetwork) -> tuple[Change, ...
     if wanted is None:
         return _plan_removal(found)
     assert wanted.vni == found.vni
-    mtu = _mtu(wanted, found)
+    mtu = mtu_here(wanted, found)
     physical = wanted.physical
     changes: list[Change] = [] if found.is_guarded else [Guard(part(wanted, found))]
     if physical is None:
@@ -99,7 +99,7 @@ def plan(wanted: WantedNetwork | None, found: FoundNetwork) -> tuple[Change, ...
     return tuple(changes)
 
 
-def _mtu(wanted: WantedNetwork, found: FoundNetwork) -> int:
+def mtu_here(wanted: WantedNetwork, found: FoundNetwork) -> int:
     """Return the network's MTU here: what carries it may have become smaller than it was."""
     if found.carrier_mtu is None:
         return wanted.mtu

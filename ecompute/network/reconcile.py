@@ -29,7 +29,7 @@ from ecompute.cluster.undo import Undo
 from ecompute.network import names
 from ecompute.network.filter import Filter, FilterState
 from ecompute.network.links import Links
-from ecompute.network.plan import guests, left_to_others, part, plan
+from ecompute.network.plan import guests, left_to_others, mtu_here, part, plan
 from ecompute.network.terms import (
     AddVxlan,
     Change,
@@ -176,6 +176,12 @@ class NetworkReconciler:
     def _guarded(self, wanted: WantedNetwork, found: FoundNetwork) -> FoundNetwork:
         """Return ``found``, saying whether the filter is in place for it."""
         return replace(found, is_guarded=self._filter.state(part(wanted, found)) is FilterState.WHOLE)
+
+    def mtu(self, wanted: WantedNetwork) -> int:
+        """Return the MTU that a network has here since the last call: what carries it may leave less than is wanted."""
+        with self._lock:
+            _, left = self._left.get(wanted.vni, (None, None))
+            return wanted.mtu if left is None else mtu_here(wanted, left)
 
     def repair_filter(self) -> bool:
         """Put back what somebody else has taken from the filter; return whether that was anything.

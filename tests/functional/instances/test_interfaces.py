@@ -32,6 +32,7 @@ from ecompute.instances import reconciler
 from ecompute.network.filter import FilterState
 from ecompute.network.gateway_terms import PutProxy
 from ecompute.network.terms import DeleteBridge, DeleteVxlan
+from ecompute.network.underlay import Address
 
 PROVIDER = "00000000-0000-0000-0000-00000000000a"
 WAIT_S = 30.0
@@ -165,6 +166,16 @@ def test_a_guest_is_built_and_served_on_a_host_whose_way_out_is_shut(world: Worl
     assert gateways.networks[2].proxied == frozenset()
     gateways.refuses = lambda change: False
     world.eventually(lambda: gateways.networks[2].proxied == {("203.0.113.5", "egress0")}, timeout_s=WAIT_S)
+
+
+def test_a_network_that_is_narrower_here_is_served_so_and_said(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    world.host.links.address = Address("198.18.0.5", "eth0", 1400)
+    old, new = first(world), world.interface(2)
+    world.ask(old, new)
+    world.wait_reported()
+    assert world.host.gateways.networks[2].outer_lan.mtu == 1350
+    (said,) = (one for one in caplog.messages if new.network_uuid in one)
+    assert "has an MTU of 1350 here, and 1450 elsewhere" in said
 
 
 def test_a_network_stays_for_the_interface_that_is_left_on_it(world: World) -> None:

@@ -320,8 +320,10 @@ class Host:
         ports, hosts = self.world.ports(network), self.world.members(network)
 
         def act() -> tuple[Any, ...]:
-            self.mesh.ensure(mesh.wanted(network, self.provider, ports, hosts))
-            return (gateways or self.gateways).ensure(network, ports, hosts)
+            wanted = mesh.wanted(network, self.provider, ports, hosts)
+            self.mesh.ensure(wanted)
+            here = replace(network, mtu=self.mesh.mtu(wanted))
+            return (gateways or self.gateways).ensure(here, ports, hosts)
 
         return self.do(act)
 

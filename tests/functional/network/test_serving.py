@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from served import GATEWAY, INTERNET, QUIET_S, World, dnsmasqs, serving, wait_for
+from served import GATEWAY, INTERNET, PORT, QUIET_S, World, dnsmasqs, serving, wait_for
 
 from ecompute.network import nat
 
@@ -51,6 +51,27 @@ def test_dhcp_gives_a_guest_its_own_address_and_all_it_has_to_know(world: World)
     assert said["staticroutes"] == f"169.254.169.254/32 {GATEWAY} 0.0.0.0/0 {GATEWAY}"
     assert said["search"] == "default.internal"
     assert said["serverid"] == GATEWAY
+
+
+def test_guests_of_a_host_with_a_narrow_underlay_are_told_what_passes_there(world: World) -> None:
+    wide, narrow = world.hosts
+    world.internet("link set h2 mtu 1400")
+    narrow.space("link set eth0 mtu 1400")
+    guest, other = narrow.add_guest("web", 5), wide.add_guest("db", 6)
+    assert (guest.dhcp()["mtu"], other.dhcp()["mtu"]) == ("1350", "1450")
+    guest.settle()
+    guest.space("link set eth0 mtu 1350")
+    other.settle()
+    with serving(guest.space), other.space.entered(), socket.create_connection((guest.ip, PORT), timeout=5) as way:
+        way.recv(100)  # who asks
+        way.sendall(b"z" * 20000)
+        assert _echoed(way, 20000)
+
+
+def _echoed(way: socket.socket, size: int) -> bool:
+    while size > 0 and (data := way.recv(1 << 16)):
+        size -= len(data)
+    return size == 0
 
 
 def test_a_guest_is_given_nothing_by_another_hosts_dhcp(world: World) -> None:
