@@ -158,6 +158,13 @@ class Egress(Protocol):
     def link_local(self) -> frozenset[str]:
         """Return the link-local addresses to which this host has a route of their own."""
 
+    def own(self) -> frozenset[str]:
+        """Return the addresses of this host, and of the routers by which it reaches others: no guest's may be one.
+
+        Raises:
+            NetworkError: it cannot be said.
+        """
+
     def ensure(self, rules: HostRules) -> None:
         """Put the rules in place, and have their device forward.
 
@@ -225,6 +232,14 @@ class HostEgress:
             routes = rtnetlink.route("dump", family=socket.AF_INET, table=netlink.MAIN_TABLE)
             addresses = (str(route.get_attr("RTA_DST")) for route in routes if route["dst_len"] == 32)
             return frozenset(address for address in addresses if address.startswith("169.254."))
+
+    def own(self) -> frozenset[str]:
+        with netlink.trying("reading the addresses and routes of this host"), netlink.opened() as rtnetlink:
+            found = [address.get_attr("IFA_LOCAL") for address in rtnetlink.addr("dump", family=socket.AF_INET)]
+            for route in rtnetlink.route("dump", family=socket.AF_INET, table=netlink.MAIN_TABLE):
+                found.append(route.get_attr("RTA_GATEWAY"))
+                found += [hop.get_attr("RTA_GATEWAY") for hop in route.get_attr("RTA_MULTIPATH") or ()]
+            return frozenset(str(address) for address in found if address is not None)
 
     def ensure(self, rules: HostRules) -> None:
         items = rules.items()

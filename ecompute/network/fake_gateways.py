@@ -217,6 +217,7 @@ class FakeEgress:
         """Whether the kernel refuses the rules."""
         self.rules: HostRules | None = None
         self.routes: frozenset[str] = frozenset()
+        self.addresses: frozenset[str] = frozenset()
 
     def device(self) -> str | None:
         return self.name
@@ -229,6 +230,9 @@ class FakeEgress:
 
     def link_local(self) -> frozenset[str]:
         return self.routes
+
+    def own(self) -> frozenset[str]:
+        return self.addresses
 
     def ensure(self, rules: HostRules) -> None:
         if self.refuses:

@@ -19,7 +19,7 @@ Any thread may call this.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address
@@ -121,6 +121,7 @@ def wanted(
     *,
     transit: str | None,
     upstream: Sequence[str] = (),
+    own: Set[str] = frozenset(),
 ) -> WantedGateway:
     """Return what the gateway of ``network`` is to be on the host ``provider``, one of its members.
 
@@ -128,6 +129,7 @@ def wanted(
         paths: where dnsmasq's files lie.
         transit: the address of the uplink's inner end; None: there is to be no uplink.
         upstream: the addresses of the name servers that know what is outside.
+        own: those of the host and of its routers. It would cut itself off if it answered for one, or led it to a guest.
 
     Raises:
         NetworkError: a range of the network is none.
@@ -144,7 +146,7 @@ def wanted(
     except ValueError as error:
         raise NetworkError(f"network {network.uuid} cannot have a gateway: {error}") from error
     mine = _newest(port for port in ports if port.provider == provider)
-    floating, routed = _from_outside(mine, cidr, problems) if transit is not None else ({}, {})
+    floating, routed = _from_outside(mine, cidr, own, problems) if transit is not None else ({}, {})
     return WantedGateway(
         uuid=network.uuid,
         vni=network.vni,
@@ -178,7 +180,7 @@ def _newest(ports: Iterable[Port]) -> list[Port]:
 
 
 def _from_outside(
-    ports: Iterable[Port], cidr: IPv4Network | None, problems: list[str]
+    ports: Iterable[Port], cidr: IPv4Network | None, own: Set[str], problems: list[str]
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Return {floating address: the port's own} and {routed address: MAC} of what comes in from outside."""
     floating: dict[str, str] = {}
@@ -189,6 +191,8 @@ def _from_outside(
             address = _four(text)
             if address is None:
                 problems.append(f"port {port.interface_uuid}: no guest can have {text!r} from outside")
+            elif address in own:
+                problems.append(f"port {port.interface_uuid}: {address} is this host's own, or its router's")
             elif address in floating or address in routed:
                 problems.append(f"port {port.interface_uuid}: {address} is another one's")
             elif text != port.floating:

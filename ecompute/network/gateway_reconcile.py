@@ -76,6 +76,8 @@ class GatewayReconciler:
         self._left: dict[int, WantedGateway] = {}
         """What the last call has left of a network's gateway."""
         self._said: dict[str, str] = {}
+        self._own: frozenset[str] = frozenset()
+        """Addresses of the host and of its routers, as they were when a gateway was last looked at."""
         self._on_damage: Callable[[int], None] = lambda vni: None
         self._retries = Retries("way-out-retries", lambda vni: self._on_damage(int(vni)))
         gateways.on_death(self._died)
@@ -107,6 +109,7 @@ class GatewayReconciler:
         vni = network.vni
         self._left.pop(vni, None)
         transit = self._transit(network, ports)
+        self._look(ports)
         wanted = self._wanted(network, ports, transit)
         wrong: list[CloudError] = []
         closed: list[CloudError] = []
@@ -245,9 +248,18 @@ class GatewayReconciler:
             self._gateways.paths(network.vni),
             transit=transit,
             upstream=self._upstream() if network.has_dns else (),
+            own=self._own,
         )
         self._say(f"network {network.uuid}", "; ".join(wanted.problems))
         return wanted
+
+    def _look(self, ports: Iterable[Port]) -> None:
+        """See which addresses are the host's, where a guest here has one of the outside."""
+        if any(port.provider == self._provider and (port.floating is not None or port.routed) for port in ports):
+            try:
+                self._own = self._egress.own()
+            except NetworkError as error:  # those that were known are kept away from all the same
+                log.warning("%s", error)
 
     def _transit(self, network: Network, ports: Sequence[Port]) -> str | None:
         """Return the address of the network's uplink here, chosen once; None if it needs none."""

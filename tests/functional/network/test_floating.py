@@ -60,6 +60,21 @@ def test_a_floating_address_works_from_outside_and_its_guest_is_seen_by_it(world
         assert connection.recv(100) == b"203.0.113.1"
 
 
+@pytest.mark.parametrize("whose", ["its router's", "its own", "its own on the wire outside"])
+def test_a_host_keeps_its_own_and_its_routers_addresses_whoever_is_given_them(
+    world: World, services: ExitStack, whose: str
+) -> None:
+    host = world.hosts[0]
+    address = {"its router's": "192.0.2.1", "its own": host.underlay, "its own on the wire outside": host.near}[whose]
+    guest = add(host, services, "web", 5, floating=address)
+    assert pings(host.space, "192.0.2.1"), "it reaches its router"
+    assert address not in host.space("neighbour show proxy")
+    assert f"{address} via" not in host.space("route show")
+    assert pings(host.space, INTERNET)
+    assert pings(world.internet, host.underlay)
+    assert guest.dhcp()["ip"] == guest.ip
+
+
 @pytest.mark.parametrize("where", ["the same host", "another host", "itself"])
 def test_guests_of_the_same_network_reach_it(world: World, services: ExitStack, where: str) -> None:
     first, second = world.hosts

@@ -108,6 +108,20 @@ def _forget_control_plane(host: Host) -> None:
     host.control_plane = _unknown
 
 
+def test_an_address_of_the_host_or_its_router_leads_to_no_guest(host: Host, caplog: pytest.LogCaptureFixture) -> None:
+    host.ensure()
+    host.assert_leads_out()
+    host.egress.addresses = frozenset({FLOATING})
+    with caplog.at_level(logging.WARNING):
+        host.ensure()
+    host.assert_serves()
+    assert (host.found.host_routes, host.found.proxied) == (frozenset(), frozenset())
+    assert f"{FLOATING} is this host's own, or its router's" in caplog.text
+    host.egress.addresses = frozenset()
+    host.ensure()
+    host.assert_leads_out()
+
+
 HARMS = {
     "no proxy": _refuse(terms.PutProxy),
     "no route": _refuse(terms.PutHostRoute),
