@@ -154,7 +154,7 @@ def _conf(network: Network, paths: Paths, upstream: Sequence[str]) -> str:
 
 
 def _dns(paths: Paths, domain: str | None, upstream: Sequence[str]) -> list[str]:
-    lines = [f"addn-hosts={paths.names}", "domain-needed", "bogus-priv"]
+    lines = [f"addn-hosts={paths.names}", "domain-needed", "bogus-priv", "no-ident"]
     if domain is not None:
         lines.append(f"local=/{domain}/")
     return lines + [f"server={address}" for address in upstream]

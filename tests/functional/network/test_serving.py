@@ -9,6 +9,7 @@ import struct
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -72,6 +73,20 @@ def _echoed(way: socket.socket, size: int) -> bool:
     while size > 0 and (data := way.recv(1 << 16)):
         size -= len(data)
     return size == 0
+
+
+@pytest.mark.parametrize("name", [b"version", b"servers", b"cachesize"])
+def test_a_guest_is_not_told_what_answers_for_names(world: World, name: bytes) -> None:
+    guest = world.hosts[0].add_guest("web", 5)
+    guest.settle()
+    question = struct.pack("!6H", 7, 0x100, 1, 0, 0, 0) + b"".join(
+        bytes([len(label)]) + label for label in (name, b"bind", b"")
+    )
+    with guest.space.entered(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+        udp.settimeout(10)
+        udp.sendto(question + struct.pack("!2H", 16, 3), (GATEWAY, 53))  # TXT, CHAOS
+        with suppress(TimeoutError):
+            assert struct.unpack_from("!H", udp.recv(512), 6) == (0,), "an answer"
 
 
 def test_a_guest_is_given_nothing_by_another_hosts_dhcp(world: World) -> None:
