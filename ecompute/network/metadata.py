@@ -38,7 +38,7 @@ from ecompute.cluster.desks import socket_in
 from ecompute.cluster.documents import encode
 from ecompute.cluster.errors import NetworkError
 from ecompute.cluster.failpoint import reach
-from ecompute.cluster.retries import Retries
+from ecompute.cluster.retries import JITTER, Retries
 from ecompute.cluster.timers import Serial
 from ecompute.guest import handing, told
 from ecompute.guest.told import Callers
@@ -53,6 +53,8 @@ BOTH = 2
 """Sockets: of IPv4 and of IPv6. Which a network has is part of its mark."""
 RETRY_S = 5.0
 LONGEST_RETRY_S = 300.0
+ALL = ""
+"""Stands for every network, among what is to be tried again."""
 SHORT_LIFE_S = 60.0
 """A second service that lives no longer than that is not started again at once."""
 
@@ -102,6 +104,10 @@ class ServiceHung(NetworkError):
     """It did not answer, and was ended: it serves nothing any more."""
 
 
+class _Resting(Exception):
+    """It has died, and is not started again yet."""
+
+
 class FakeMetadata:
     """In memory."""
 
@@ -139,11 +145,12 @@ class HostMetadata:
         self._busy = threading.Lock()
         """Held while the service is spoken with."""
         self._failures = 0
-        self._started_at_s = -SHORT_LIFE_S
         self._short_lives = 0
         """How many services, one after the other, have died soon after their start."""
+        self._not_before_s = -SHORT_LIFE_S
+        """Until then none is started again."""
         self._deaths = Deaths(lambda number: self._died())
-        self._retries = Retries("metadata", lambda vni: self._work.put(int(vni)))
+        self._retries = Retries("metadata", self._wake)
         self._work: Serial[int] = Serial("metadata", self._hand_over)
 
     def serve(self, vni: int, namespace: str, callers: Callers, *, is_scan: bool = False) -> None:
@@ -212,6 +219,8 @@ class HostMetadata:
                         return
                 self._keep(vni, namespace)
             self._failures = 0
+        except _Resting:
+            pass  # all are handed over after the pause
         except NetworkError as error:
             self._failures += 1
             log.warning("network %d has no metadata service yet: %s", vni, error)
@@ -237,17 +246,16 @@ class HostMetadata:
 
     def _died(self) -> None:
         with self._lock:
-            networks = list(self._namespaces)
-            is_short = time.monotonic() - self._started_at_s < SHORT_LIFE_S
-            self._short_lives = self._short_lives + 1 if is_short else 0
-            pause_s = RETRY_S * 2 ** min(self._short_lives - 2, 10) if self._short_lives > 1 else 0.0
-        if networks:
-            log.warning("the metadata service has ended, and is started again%s", " after a while" if pause_s else "")
+            is_used = bool(self._namespaces)
+        if is_used:
+            log.warning("the metadata service has ended, and is started again")
+        self._wake(ALL)
+
+    def _wake(self, what: str) -> None:
+        with self._lock:
+            networks = list(self._namespaces) if what == ALL else [int(what)]
         for vni in networks:
-            if pause_s:
-                self._retries.later(str(vni), min(LONGEST_RETRY_S, pause_s))
-            else:
-                self._work.put(vni)
+            self._work.put(vni)
 
     # --- the service -----------------------------------------------------------------------------
 
@@ -294,6 +302,7 @@ class HostMetadata:
 
     def _started(self) -> socket.socket:
         """Start the service and return a way to it. It is nobody's child, and goes on without us."""
+        self._pace()
         output = self._directory / told.LOG
         try:
             if output.exists() and output.stat().st_size > told.LOG_LIMIT_BYTES // 2:
@@ -316,9 +325,25 @@ class HostMetadata:
         service = self._reached()
         if done.returncode != 0 or service is None:
             raise NetworkError(f"the metadata service does not start; {output} says why")
-        with self._lock:
-            self._started_at_s = time.monotonic()
         return service
+
+    def _pace(self) -> None:
+        """See that a service which dies soon is not started again and again: each time it pauses twice as long.
+
+        Raises:
+            _Resting: it is too early; all networks are handed over later.
+        """
+        with self._lock:
+            now_s = time.monotonic()
+            rest_s = self._not_before_s - now_s
+            if rest_s <= 0:
+                is_soon = now_s < self._not_before_s + SHORT_LIFE_S
+                self._short_lives = self._short_lives + 1 if is_soon else 0
+                pause_s = RETRY_S * 2 ** min(self._short_lives - 1, 10) if is_soon else 0.0
+                self._not_before_s = now_s + min(LONGEST_RETRY_S, pause_s)
+                return
+        self._retries.later(ALL, rest_s / (1 - JITTER))
+        raise _Resting("the metadata service dies again and again")
 
     def _end(self, service: socket.socket) -> None:
         """Have the service end, if it serves nothing: what another daemon has handed to it goes on."""
@@ -330,6 +355,8 @@ class HostMetadata:
                 with contextlib.suppress(NetworkError):
                     self._ask(service, handing.End())
                 _end(held)
+        with self._lock:  # it did not die
+            self._short_lives, self._not_before_s = 0, -SHORT_LIFE_S
 
     def _ask(
         self, service: socket.socket, question: handing.Question, sockets: Collection[socket.socket] = ()

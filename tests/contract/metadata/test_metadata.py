@@ -17,7 +17,6 @@ import pytest
 from place import KEYS, NETWORK_UUID, USER_DATA, VNI, Net, Place, wait_for
 
 from ecompute.cluster.desks import socket_in
-from ecompute.cluster.retries import JITTER
 from ecompute.dev.hosts import ip
 from ecompute.guest import handing, told
 from ecompute.network.metadata import RETRY_S, HostMetadata
@@ -234,7 +233,16 @@ def test_a_service_that_dies_soon_again_is_started_after_a_pause(net: Net, make_
     began_s = time.monotonic()
     os.kill(pid_of(net), signal.SIGKILL)
     wait_for(lambda: is_answered(net.a), timeout_s=60, what="a third one answers")
-    assert time.monotonic() - began_s > RETRY_S * (1 - JITTER)
+    assert time.monotonic() - began_s > RETRY_S / 2
+
+
+def test_a_service_that_ended_with_its_last_network_is_started_at_once(net: Net, make_metadata: Make) -> None:
+    metadata = make_metadata()
+    for _ in range(4):
+        began_s = time.monotonic()
+        serve(metadata, net)
+        metadata.leave(VNI)
+        assert time.monotonic() - began_s < RETRY_S
 
 
 def test_a_service_of_another_version_gives_way(net: Net, make_metadata: Make) -> None:
