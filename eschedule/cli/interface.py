@@ -161,10 +161,12 @@ def show(settings: Settings, instance: str, interface: str, output: str) -> int:
 def remove(settings: Settings, instance: str, interface: str, is_waiting: bool, timeout_s: float, output: str) -> int:
     """Take an interface away from an instance, and show what is left.
 
-    Its addresses are free again once its host has reported that the guest is without it.
+    An INTERFACE is its uuid, the beginning of it, its MAC or an address of it. Its addresses are free again once its
+    host has reported that the guest is without it.
 
     \b
     Example:  eschedule interface remove web-1 5b7d1c38 --wait
+              eschedule interface remove web-1 10.1.0.5
     """
     with settings.cloud() as cloud, Progress() as progress:
         from eschedule.cloud.interfaces import Interfaces

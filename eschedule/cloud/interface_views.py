@@ -80,20 +80,26 @@ def has_reached(seen: Seen, asked: Instance) -> bool:
 
 
 def find(instance: Instance, ref: str) -> Interface:
-    """Return the interface that ``ref`` names, by its uuid or the beginning of it. Pure.
+    """Return the interface that ``ref`` names, by its uuid or the beginning of it, an address or its MAC. Pure.
 
     Raises:
         NotFound: there is none.
         InvalidInput: it is too short a beginning.
         Ambiguous: there are several.
     """
-    found = [interface for interface in instance.with_ports if ref and interface.uuid.startswith(ref.lower())]
+    wanted = ref.lower()
+    whole = [
+        interface
+        for interface in instance.with_ports
+        if wanted in (interface.mac, *(address.split("/")[0] for address in interface.addresses))
+    ]
+    found = whole or [one for one in instance.with_ports if wanted and one.uuid.startswith(wanted)]
     if not found:
         raise NotFound(
             f"{instance.name} has no interface {one_line(ref, 80)!r}",
             hint=f"see `eschedule interface list {instance.name}`",
         )
-    if len(ref) < SHORTEST:
+    if not whole and len(ref) < SHORTEST:
         raise InvalidInput(
             f"{ref!r} is too little of an interface's uuid", hint=f"give its first {SHORTEST} characters, or more"
         )

@@ -7,6 +7,7 @@ from uuid import UUID
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from ecompute.cluster.documents import Instance, Interface, Leaving, Network, NetworkKind, Port, Resources, Spec, State
 from ecompute.cluster.errors import Ambiguous, CloudError, Conflict, InvalidInput, NotFound, Refused
@@ -137,6 +138,28 @@ def test_an_interface_is_found_by_any_beginning_that_is_its_own(own: list[str], 
     else:
         assert find(instance, ref.upper()).uuid == meant
     for nothing in ("", "zz", meant + "0"):
+        with pytest.raises(NotFound):
+            find(instance, nothing)
+
+
+def test_an_interface_is_found_by_an_address_or_its_mac_and_never_by_a_part_of_one() -> None:
+    one, other = interface("a" * 36), interface("b" * 36)
+    one = structs.replace(one, mac="02:00:00:00:00:01", addresses=("10.0.0.5/24", "fd00::5/64"))
+    other = structs.replace(other, mac="02:00:00:00:00:02", addresses=("10.0.0.5/24",))
+    instance = Instance(
+        uuid="u",
+        namespace="n",
+        name="web-1",
+        state=State.INITIAL,
+        provider="p",
+        spec=Spec(resources=Resources(vcpus=1, memory_mb=1, disk_gb=1), image="i", interfaces=(one, other)),
+        created_at="",
+    )
+    for ref in ("fd00::5", "FD00::5", "02:00:00:00:00:01"):
+        assert find(instance, ref).uuid == "a" * 36
+    with pytest.raises(Ambiguous, match=r"10\.0\.0\.5"):
+        find(instance, "10.0.0.5")  # on two networks of one range
+    for nothing in ("10.0.0.50", "10.0.0", "fd00::", "02:00:00:00:00:03"):
         with pytest.raises(NotFound):
             find(instance, nothing)
 
