@@ -102,6 +102,11 @@ def wait_has(guest: Guest, *macs: str) -> None:
     wait_for(lambda: last() == wanted, timeout_s=PATIENCE_S, what=f"it has {wanted}")
 
 
+def wait_taps(guest: Guest, count: int) -> None:
+    """A guest is without a device a little before its host is."""
+    wait_for(lambda: taps(guest) == count, timeout_s=PATIENCE_S, what=f"its host has {count} taps of it")
+
+
 def test_guests_without_openstacks_drive_boot_by_dhcp_and_metadata_alone(
     cluster: Cluster, network: Callable[[str, str], str], tmp_path: Path
 ) -> None:
@@ -189,13 +194,13 @@ def test_a_daemon_that_was_killed_goes_on_with_the_interface_of_a_guest_that_run
             guest.host.die_at(plugged)
             guest.host.start()
             wait_has(guest, first["mac"], added["mac"])
-            assert taps(guest) == 2
+            wait_taps(guest, 2)
             guest.host.kill()
             cluster.eschedule("interface", "remove", guest.uuid, added["uuid"])
             guest.host.die_at(unplugged)
             guest.host.start()
             wait_has(guest, first["mac"])
-            assert taps(guest) == 1
+            wait_taps(guest, 1)
 
     with ThreadPoolExecutor(len(guests)) as pool:
         for done in [pool.submit(change, *some) for some in zip(guests, backs, shares, strict=True)]:

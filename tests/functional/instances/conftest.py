@@ -134,6 +134,7 @@ class Host:
     def end(self) -> None:
         """As when its daemon ends; the machine stays."""
         assert self.instances.close(WAIT_S)
+        self.memberships.close()
         self.hypervisor.close()
         self._watcher.close()
 
