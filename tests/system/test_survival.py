@@ -14,6 +14,8 @@ from ecompute.heartbeat import TTL_S
 
 def test_a_daemon_whose_etcd_is_down_for_longer_than_its_lease_goes_on(cluster: Cluster) -> None:
     host = cluster.hosts[0]
+    host.stop()
+    host.start()  # else its lease may still be one of a daemon that was killed
     guest, other = cluster.launch_idle(host=host), cluster.launch_idle(host=host)
     cluster.agree()
     pids, said = host.guest_pids(), len(host.log)

@@ -111,11 +111,17 @@ def guest(host: Any, store: Store, eventually: Callable[..., None]) -> Guest:
 
 @pytest.fixture
 def kinds(eventually: Callable[..., None]) -> Kinds:
-    """Return what says what one look suspects, once no lane is at work."""
+    """Return what says what one look suspects, one while which no lane is at work."""
 
     def look(host: Any) -> set[tuple[What, str]]:
-        eventually(lambda: not any(host.instances.at_work()), timeout_s=WAIT_S)
-        return {(suspect.what, suspect.subject) for suspect in suspects(host.look())}
+        looks = []
+
+        def is_quiet() -> bool:
+            looks.append(host.look())
+            return not looks[-1].at_work
+
+        eventually(is_quiet, timeout_s=WAIT_S)
+        return {(suspect.what, suspect.subject) for suspect in suspects(looks[-1])}
 
     return look
 
