@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,6 +35,7 @@ from frames import (
     udp,
 )
 from netlab import VNI, Guest, Host, Namespace
+from served import World
 
 
 @pytest.fixture
@@ -48,6 +50,32 @@ def namespaces() -> Iterator[Callable[[str], Namespace]]:
             return space
 
         yield make
+
+
+@pytest.fixture
+def make_world(namespaces: Callable[[str], Any]) -> Iterator[Callable[..., World]]:
+    """Make worlds of `served`, with a network like the usual one but for what is given."""
+    made: list[World] = []
+
+    def make(**network: Any) -> World:
+        made.append(World(namespaces, **network))
+        return made[-1]
+
+    yield make
+    for world in made:
+        world.remove()
+
+
+@pytest.fixture
+def world(make_world: Callable[..., World]) -> World:
+    return make_world()
+
+
+@pytest.fixture
+def services() -> Iterator[ExitStack]:
+    """What guests ask of is opened here, and closed at the end."""
+    with ExitStack() as stack:
+        yield stack
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
@@ -17,30 +17,6 @@ from ecompute.network.announce import frames
 
 FLOATING, OTHER = "203.0.113.50", "203.0.113.60"
 ROUTED = "203.0.113.70"
-
-
-@pytest.fixture
-def make_world(namespaces: Callable[[str], Any]) -> Iterator[Callable[..., World]]:
-    made: list[World] = []
-
-    def make(**network: Any) -> World:
-        made.append(World(namespaces, **network))
-        return made[-1]
-
-    yield make
-    for world in made:
-        world.remove()
-
-
-@pytest.fixture
-def world(make_world: Callable[..., World]) -> World:
-    return make_world()
-
-
-@pytest.fixture
-def services() -> Iterator[ExitStack]:
-    with ExitStack() as stack:
-        yield stack
 
 
 def add(host: Host, services: ExitStack, name: str, number: int, **others: Any) -> Guest:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import select
 import socket
-from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from typing import Any
 
 import pytest
 from frames import ETH_P_IP, drain, frame, ipv4, ipv6, octets
@@ -16,19 +14,6 @@ from served import GATEWAY, INTERNET, PORT, QUIET_S, VNI, Guest, World, pings, s
 from ecompute.network import netns
 
 FLOATING = "203.0.113.50"
-
-
-@pytest.fixture
-def world(namespaces: Callable[[str], Any]) -> Iterator[World]:
-    made = World(namespaces)
-    yield made
-    made.remove()
-
-
-@pytest.fixture
-def services() -> Iterator[ExitStack]:
-    with ExitStack() as stack:
-        yield stack
 
 
 @pytest.fixture(params=["behind NAT", "with a floating address"])

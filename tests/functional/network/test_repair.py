@@ -6,7 +6,7 @@ import os
 import re
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,13 +15,6 @@ from served import GATEWAY, INTERNET, PORT, VNI, Guest, Host, World, asks, dnsma
 from ecompute.network import netns
 
 FLOATING, ROUTED = "203.0.113.50", "203.0.113.70"
-
-
-@pytest.fixture
-def world(namespaces: Callable[[str], Any]) -> Iterator[World]:
-    made = World(namespaces)
-    yield made
-    made.remove()
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import socket
 import struct
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -16,24 +16,6 @@ import pytest
 from served import GATEWAY, INTERNET, PORT, QUIET_S, World, dnsmasqs, serving, wait_for
 
 from ecompute.network import nat
-
-
-@pytest.fixture
-def make_world(namespaces: Callable[[str], Any]) -> Iterator[Callable[..., World]]:
-    made: list[World] = []
-
-    def make(**network: Any) -> World:
-        made.append(World(namespaces, **network))
-        return made[-1]
-
-    yield make
-    for world in made:
-        world.remove()
-
-
-@pytest.fixture
-def world(make_world: Callable[..., World]) -> World:
-    return make_world()
 
 
 def test_dhcp_gives_a_guest_its_own_address_and_all_it_has_to_know(world: World) -> None:
