@@ -42,3 +42,12 @@ class Reading:
         """
         if self.is_old:
             raise OutOfDate(f"what was read more than {FRESH_S:g} s ago is no reason to release a claim")
+
+    def holds(self, guard: Callable[[], object]) -> Callable[[], None]:
+        """Return what sees, right before each try, that ``guard`` holds too: placement cannot compare it."""
+
+        def check() -> None:
+            guard()
+            self.check()
+
+        return check

@@ -251,12 +251,7 @@ class Audit:
         nothing_there = self._without_anything(questions, silent)
         if not releases(replace(found, questions=questions), deleted, nothing_there):
             return False
-
-        def holds() -> None:  # placement cannot compare it: at least it held a moment ago
-            self._guard()
-            reading.check()
-
-        if not self._placement.release(consumer, holds):
+        if not self._placement.release(consumer, reading.holds(self._guard)):
             return False  # somebody else has
         log.warning("released claim %s: nobody held it", consumer)
         says = f"claim {consumer} was released: nobody held it"

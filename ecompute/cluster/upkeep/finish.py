@@ -107,9 +107,9 @@ class Finisher:
                     self._let_go(instance, seen, planned.interfaces)
                     reach("finish.let_go")
                 elif planned.act is Act.RELEASE:
-                    self._release(uuid, reading)
+                    self._placement.release(uuid, reading.holds(self._guard))
                 elif planned.act is Act.RELEASE_AND_DELETE:
-                    self._release(uuid, reading)
+                    self._placement.release(uuid, reading.holds(self._guard))
                     reach("finish.released")
                     self._delete(uuid, host, instance, assignment)
                     reach("finish.deleted")
@@ -147,13 +147,6 @@ class Finisher:
                 found = self._store.get(found.key, Instance)
         log.warning("instance %s could not be withdrawn: it keeps changing", uuid)
         return False
-
-    def _release(self, uuid: str, reading: Reading) -> None:
-        def holds() -> None:  # placement cannot compare it: at least it held a moment ago
-            self._guard()
-            reading.check()
-
-        self._placement.release(uuid, holds)
 
     def _order_removal(self, instance: Versioned[Instance], assignment: Versioned[Assignment] | None) -> None:
         value = instance.value
